@@ -1,0 +1,100 @@
+"""The decoder: conditions, null embeddings, padding, noise on z_i."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from unclip.errors import UserError
+from unclip.models import Decoder
+
+ROWS = torch.tensor([False, True, True])
+
+
+def difference(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Largest difference in each row, [B]."""
+    return (a - b).abs().flatten(1).amax(dim=1)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["x", "t", "image_embeds", "noise_level", "text_tokens"])
+def test_every_input_matters(decoder, decoder_inputs, name):
+    output = decoder(**decoder_inputs)
+    assert output.shape == decoder_inputs["x"].shape
+    changed = {**decoder_inputs, name: decoder_inputs[name].flip(0) + 0.05}
+    assert (difference(decoder(**changed), output) > 1e-4).all()
+
+
+@torch.no_grad()
+def test_dropped_image_is_the_null_embedding(decoder, decoder_inputs):
+    output = decoder(**decoder_inputs, drop_image=ROWS)
+    assert ((difference(output, decoder(**decoder_inputs)) > 1e-4) == ROWS).all()
+    others = {
+        **decoder_inputs,
+        "image_embeds": decoder_inputs["image_embeds"].flip(0),
+        "noise_level": decoder_inputs["noise_level"].flip(0),
+    }
+    assert_close(decoder(**others, drop_image=ROWS)[ROWS], output[ROWS], atol=1e-6, rtol=0)
+    decoder.null_image += 0.3
+    assert ((difference(decoder(**decoder_inputs, drop_image=ROWS), output) > 1e-4) == ROWS).all()
+
+
+@torch.no_grad()
+def test_dropped_text_is_the_null_token(decoder, decoder_inputs):
+    output = decoder(**decoder_inputs, drop_text=ROWS)
+    assert ((difference(output, decoder(**decoder_inputs)) > 1e-4) == ROWS).all()
+    empty = {
+        **decoder_inputs,
+        "text_tokens": torch.full((3, 1, 20), float("nan")),
+        "text_mask": torch.zeros(3, 1, dtype=torch.bool),
+    }
+    assert_close(decoder(**empty, drop_text=ROWS)[ROWS], output[ROWS], atol=1e-5, rtol=0)
+    decoder.null_text += 0.3
+    assert ((difference(decoder(**decoder_inputs, drop_text=ROWS), output) > 1e-4) == ROWS).all()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("left", "right"), [(0, 3), (4, 0), (2, 1)])
+@pytest.mark.parametrize("drop", [None, ROWS])
+def test_padding_changes_nothing(decoder, decoder_inputs, repad, left, right, drop):
+    expected = decoder(**decoder_inputs, drop_text=drop)
+    padded = repad(decoder_inputs, left, right)
+    assert_close(decoder(**padded, drop_text=drop), expected, atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_rows_do_not_depend_on_their_batch(decoder, decoder_inputs):
+    whole = decoder(**decoder_inputs)
+    for row in range(3):
+        alone = decoder(**{name: tensor[row : row + 1] for name, tensor in decoder_inputs.items()})
+        assert_close(alone[0], whole[row], atol=1e-5, rtol=0)
+
+
+def test_noise_keeps_the_scaled_variance(decoder):
+    generator = torch.Generator().manual_seed(0)
+    z = decoder.denormalize(torch.randn(20_000, 12, generator=generator))
+    noise = torch.randn(20_000, 12, generator=generator)
+    level = torch.full((20_000,), 0.4)
+    noised = decoder.normalize(decoder.noise_image_embeds(z, level, noise))
+    assert_close(noised.std(0), torch.ones(12), atol=0.03, rtol=0)
+    correlation = (noised * decoder.normalize(z)).mean()
+    assert_close(correlation, torch.tensor(math.cos(0.4 * math.pi / 2)), atol=0.01, rtol=0)
+    assert_close(decoder.noise_image_embeds(z, level * 0, noise), z)
+    assert_close(decoder.noise_image_embeds(z, level * 0 + 1, noise), decoder.denormalize(noise), atol=1e-5, rtol=0)
+
+
+def test_starts_at_zero_output(decoder_inputs):
+    fresh = Decoder(sample_size=16, patch_size=4, width=32, layers=1, heads=2, embed_dim=12, token_dim=20)
+    assert (fresh(**decoder_inputs) == 0).all()
+
+
+def test_wrong_inputs_are_explained(decoder, decoder_inputs):
+    with pytest.raises(UserError, match="pictures of side 16"):
+        decoder(**{**decoder_inputs, "x": torch.zeros(3, 3, 32, 32)})
+    with pytest.raises(UserError, match="text_tokens"):
+        decoder(**{**decoder_inputs, "text_tokens": torch.zeros(3, 5, 4)})
+    with pytest.raises(UserError, match="multiple of patch_size"):
+        Decoder(sample_size=60, patch_size=8)

@@ -1,0 +1,103 @@
+"""The diffusion prior: prefix cache, causality, padding, embedding scale."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from unclip.errors import UserError
+from unclip.models import DiffusionPrior, PrefixCache
+
+TIGHT = {"atol": 1e-5, "rtol": 1e-5}
+
+
+@torch.no_grad()
+def test_cached_prefix_gives_the_uncached_output(prior, text, noised):
+    whole = prior(noised["z"], noised["t"], **text)
+    assert whole.shape == noised["z"].shape
+    assert_close(prior(noised["z"], noised["t"], **prior.prefix(**text)), whole, **TIGHT)
+
+
+@torch.no_grad()
+def test_prefix_repeats_for_candidates(prior, text, noised):
+    z, t = torch.randn(6, 12), torch.rand(6)
+    repeated = {name: tensor.repeat_interleave(2, dim=0) for name, tensor in text.items()}
+    assert_close(prior(z, t, **prior.prefix(**text).repeat(2)), prior(z, t, **repeated), **TIGHT)
+
+
+@torch.no_grad()
+def test_prefixes_of_unequal_length_join(prior, text, noised):
+    """Guidance: the null caption is shorter than the prompt and both go through the network in one batch."""
+    short = {"text_tokens": text["text_tokens"][:, :2], "text_mask": text["text_mask"][:, :2]}
+    short["text_embeds"] = text["text_embeds"].flip(0)
+    long_prefix, short_prefix = prior.prefix(**text), prior.prefix(**short)
+    z, t = noised["z"], noised["t"]
+    both = prior(torch.cat([z, z]), torch.cat([t, t]), **PrefixCache.cat([short_prefix, long_prefix]))
+    assert_close(both, torch.cat([prior(z, t, **short), prior(z, t, **text)]), **TIGHT)
+    padded = short_prefix.pad_to(5)
+    assert {name: tensor.shape for name, tensor in padded.items()} == {
+        name: tensor.shape for name, tensor in long_prefix.items()
+    }
+    with pytest.raises(UserError, match="has 5"):
+        long_prefix.pad_to(2)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("left", "right"), [(0, 3), (4, 0), (2, 1)])
+def test_padding_changes_nothing(prior, text, noised, repad, left, right):
+    expected = prior(noised["z"], noised["t"], **text)
+    padded = repad(text, left, right)
+    assert_close(prior(noised["z"], noised["t"], **padded), expected, **TIGHT)
+    assert_close(prior(noised["z"], noised["t"], **prior.prefix(**padded)), expected, **TIGHT)
+
+
+@torch.no_grad()
+def test_earlier_keys_do_not_see_later_tokens(prior, text):
+    changed = {**text, "text_tokens": text["text_tokens"].clone()}
+    changed["text_tokens"][:, 2] += 1.0
+    before, after = prior.prefix(**text), prior.prefix(**changed)
+    for name in ("prefix_keys", "prefix_values"):
+        assert_close(after[name][..., :2, :], before[name][..., :2, :], atol=0, rtol=0)
+        assert (after[name][:, -1, :, 3:] - before[name][:, -1, :, 3:]).abs().amax() > 1e-4  # later ones do
+    unseen = prior.prefix(**{**text, "text_embeds": -text["text_embeds"]})
+    assert_close(unseen["prefix_keys"][..., :5, :], before["prefix_keys"][..., :5, :], atol=0, rtol=0)
+
+
+@torch.no_grad()
+def test_order_of_the_caption_matters(prior, text, noised):
+    swapped = {**text, "text_tokens": text["text_tokens"][:, [1, 0, 2, 3, 4]]}
+    output = prior(noised["z"], noised["t"], **text)
+    assert (prior(noised["z"], noised["t"], **swapped) - output).abs().amax() > 1e-4
+
+
+def test_normalize_gives_zero_mean_unit_variance_and_inverts(prior):
+    z = torch.randn(4000, 12, generator=torch.Generator().manual_seed(0)) * 0.06 + 0.02
+    prior.set_embed_statistics(z.mean(0), z.std(0))
+    scaled = prior.normalize(z)
+    assert_close(scaled.mean(0), torch.zeros(12), atol=1e-5, rtol=0)
+    assert_close(scaled.std(0), torch.ones(12))
+    assert_close(prior.denormalize(scaled), z)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"text_tokens": None}, "needs text_tokens"),
+        ({"text_tokens": torch.zeros(3, 5, 7)}, r"text_tokens \[B, L, 20\]"),
+        ({"text_mask": torch.ones(3, 5)}, "bool text_mask"),
+        ({"text_tokens": torch.zeros(3, 10, 20), "text_mask": torch.ones(3, 10, dtype=torch.bool)}, "at most 9"),
+    ],
+)
+def test_wrong_conditions_are_explained(prior, text, noised, change, message):
+    with pytest.raises(UserError, match=message):
+        prior(noised["z"], noised["t"], **{**text, **change})
+
+
+def test_wrong_sizes_are_explained(prior, text, noised):
+    with pytest.raises(UserError, match="prefix of 6 rows for x of 3"):
+        prior(noised["z"], noised["t"], **prior.prefix(**text).repeat(2))
+    with pytest.raises(UserError, match="positive std"):
+        prior.set_embed_statistics(torch.zeros(12), torch.zeros(12))
+    with pytest.raises(UserError, match="multiple of heads"):
+        DiffusionPrior(width=30, heads=4)

@@ -1,0 +1,128 @@
+"""What a stage of training is: a network, batches, a loss and something to look at.
+
+The trainer owns devices, EMA, checkpoints, resuming and logging; a task owns everything that differs between stages.
+To add a stage: subclass `Task`, name it in `unclip.train.tasks.TASKS`, and write a preset.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from unclip.errors import UserError
+
+from ..config import TrainConfig, dataclass_slots, fill, network_slots
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Batch = dict[str, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoOptions:
+    """The options of a task that has none."""
+
+
+class Task:
+    """One stage of training; subclasses set `model` in their constructor.
+
+    `Options` is a frozen dataclass: the task's own options with their defaults, filled from `config.task`.
+    `network` is the class of the model, whose constructor arguments are the valid keys of `config.model`.
+    """
+
+    name: ClassVar[str]
+    Options: ClassVar[type[DataclassInstance]] = NoOptions
+
+    model: nn.Module  # trained, averaged (EMA) and saved
+    config: TrainConfig
+
+    def __init__(self, config: TrainConfig) -> None:
+        self.config = config
+        self.options: Any = self.Options(**fill(config.task, dataclass_slots(self.Options), "task."))
+
+    @classmethod
+    def network(cls) -> type[nn.Module] | None:
+        """The class of the model, or None where `config.model` is checked by the task itself."""
+        return None
+
+    @classmethod
+    def derived(cls) -> set[str]:
+        """Arguments of the network that follow from the data or the objective, so that a config may not set them."""
+        return {"embed_dim", "token_dim", "schedule", "prediction_type", "time_scale"}
+
+    @classmethod
+    def resolve(cls, config: TrainConfig) -> TrainConfig:
+        """The config with every default of the task and the network written out.
+
+        Raises:
+            UserError: an unknown key in `config.model` or `config.task` (the nearest valid one is named), a wrong type.
+        """
+        task = fill(config.task, dataclass_slots(cls.Options), "task.")
+        network = cls.network()
+        model = config.model if network is None else fill(config.model, network_slots(network, cls.derived()), "model.")
+        return replace(config, task=task, model=model)
+
+    def draw(self, n: int, rng: np.random.Generator) -> Batch:
+        """Draw n training samples; every tensor has leading dimension n.
+
+        Runs in a DataLoader worker (which gets the task without its model), so all of its chance comes from `rng`.
+        """
+        raise NotImplementedError
+
+    def loss(self, model: nn.Module, batch: Batch, generator: Any) -> Batch:
+        """Losses of a batch on the model's device: "loss" (scalar) is differentiated, the other scalars are logged.
+
+        Args:
+            model: `self.model`, possibly wrapped for distributed training: call it, read no attributes from it.
+            batch: what `draw` gave, on the device.
+            generator: torch.Generator on the same device; the only source of chance besides dropout.
+        """
+        raise NotImplementedError
+
+    def validate(self, model: nn.Module) -> dict[str, float | Image.Image]:
+        """Figures and pictures for the log, from the averaged model (eval mode, no gradients)."""
+        return {}
+
+    def save(self, model: nn.Module, path: Path) -> None:
+        """Write the finished model into the folder `path`, as a pipeline or `from_pretrained` will read it."""
+        model.save_pretrained(path, safe_serialization=True)  # type: ignore[operator]
+
+    def load(self, path: Path) -> None:
+        """Start from the weights in folder `path`, one that `save` wrote (`initial=`).
+
+        Raises:
+            UserError: no weights there, or weights of another architecture.
+        """
+        load_weights(self.model, path)
+
+    def learning_rate_scale(self, name: str) -> float:
+        """Factor on the learning rate of the parameter `name`, e.g. below 1 for a pretrained tower."""
+        return 1.0
+
+    def describe(self) -> dict[str, Any]:
+        """Facts about the data for the log and the dry run, e.g. the number of pictures."""
+        return {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Workers that are spawned, not forked, get the task without its model: they only draw."""
+        return {key: value for key, value in self.__dict__.items() if key != "model"}
+
+
+def load_weights(model: nn.Module, folder: Path) -> None:
+    """Load the one safetensors file of `folder`, or of `folder`/model when it is the output of a run."""
+    folder = folder / "model" if (folder / "model").is_dir() else folder
+    files = sorted(folder.glob("*.safetensors"))
+    if len(files) != 1:
+        raise UserError(f"initial={folder}: expected one .safetensors file there, found {len(files)}")
+    try:
+        model.load_state_dict(load_file(files[0]))
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"initial={folder} does not fit the model: {reason}; set the same model.* keys") from error

@@ -1,0 +1,375 @@
+"""Train our two-tower CLIP (Radford et al. 2021) with open_clip's model and contrastive loss.
+
+Batches are built to teach: the same subject in several styles (so that style must be seen), many subjects of one
+kind in one style (so that the subject must be seen), and composed scenes (so that relations must be read). A caption
+may then be true of several pictures of its batch; those pairs are left out of the denominator.
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from open_clip.loss import ClipLoss
+from torch import Tensor, nn
+
+from unclip.clip import FrozenCLIP
+from unclip.clip.retrieval import paraphrases, same_meaning, top_k_accuracy
+from unclip.clip.tokenize import FileTokenizer, train_word_pieces
+from unclip.clip.towers import (
+    EFFICIENTNET,
+    build_clip,
+    freeze_lower_layers,
+    load_efficientnet,
+    load_minilm,
+    minilm_tokenizer,
+    two_tower_architecture,
+)
+from unclip.data import CaptionedImages, ComposedScenes
+
+from ..config import TrainConfig, dataclass_slots, fill
+from .base import Batch, Task
+
+HELD_OUT = ("style", "tone", "attribute", "unseen")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipModel:
+    """What `config.model` may set: arguments of `two_tower_architecture`."""
+
+    embed_dim: int = 256
+    image_size: int = 96
+    image_model: str = EFFICIENTNET
+    context_length: int = 32
+    text: dict[str, Any] = field(default_factory=dict)  # overrides of MiniLM's transformers configuration
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipOptions:
+    """What this stage adds to TrainConfig.
+
+    `same_subject`, `same_kind`, `scenes` are shares of a batch; the rest is drawn by the samples' weights.
+    """
+
+    text_tower: Literal["minilm", "scratch"] = "minilm"
+    image_tower: Literal["efficientnet", "scratch"] = "efficientnet"
+    frozen_text_layers: int = 2
+    frozen_image_stages: int = 2
+    frozen_words: bool = True
+    pretrained_rate: float = 0.3  # learning rate of pretrained weights, as a factor
+    vocab_size: int = 8192  # of a scratch text tower, which learns its word pieces from the captions
+    same_subject: float = 0.4
+    same_kind: float = 0.2
+    scenes: float = 0.12
+    scene_pool: int = 2000
+    coloured_background: float = 0.2
+    gallery: int = 1000  # pictures per held-out split in validation
+
+
+class ClipTask(Task):
+    """Contrastive training of text and image towers; saves a FrozenCLIP folder with its embedding statistics."""
+
+    name: ClassVar[str] = "clip"
+    Options = ClipOptions
+
+    def __init__(self, config: TrainConfig) -> None:
+        super().__init__(config)
+        self.data = CaptionedImages(config.data, split="train")
+        self.architecture = self._architecture()
+        self.tokenizer = FileTokenizer(self._word_pieces, self.architecture["text_cfg"]["context_length"])
+        self.model = self._build_model()
+        self.index = PictureIndex(self.data)
+        self._scenes: dict[int, tuple[np.ndarray, str]] = {}
+
+    @classmethod
+    def resolve(cls, config: TrainConfig) -> TrainConfig:
+        """The config with every default written out; unknown keys of `config.model` are a UserError."""
+        config = super().resolve(config)
+        return replace(config, model=fill(config.model, dataclass_slots(ClipModel), "model."))
+
+    def _architecture(self) -> dict[str, Any]:
+        options = fill(self.config.model, dataclass_slots(ClipModel), "model.")
+        if self.options.text_tower == "scratch":
+            options["text"] = {**options["text"], "vocab_size": self._word_pieces.get_vocab_size()}
+        return two_tower_architecture(**options)
+
+    @cached_property
+    def _word_pieces(self) -> Any:
+        if self.options.text_tower == "minilm":
+            return minilm_tokenizer()
+        captions = (text for record in self.data.records for text in record["captions"].values())
+        return train_word_pieces(captions, self.options.vocab_size)
+
+    def _build_model(self) -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.config.seed)
+            model = build_clip(self.architecture)
+        pretrained_text = self.options.text_tower == "minilm"
+        pretrained_image = self.options.image_tower == "efficientnet"
+        if pretrained_text:
+            load_minilm(model.text)
+        if pretrained_image:
+            load_efficientnet(model.visual.trunk)
+        freeze_lower_layers(
+            model,
+            text_layers=self.options.frozen_text_layers if pretrained_text else 0,
+            image_stages=self.options.frozen_image_stages if pretrained_image else 0,
+            word_embeddings=self.options.frozen_words and pretrained_text,
+        )
+        return model
+
+    def learning_rate_scale(self, name: str) -> float:
+        """Pretrained weights move more slowly than the fresh projections and the temperature."""
+        pretrained = (self.options.text_tower == "minilm" and name.startswith("text.transformer.")) or (
+            self.options.image_tower == "efficientnet" and name.startswith("visual.trunk.")
+        )
+        return self.options.pretrained_rate if pretrained else 1.0
+
+    # ---- batches ------------------------------------------------------------------------------------------------
+
+    def draw(self, n: int, rng: np.random.Generator) -> Batch:
+        """Draw n pairs: images uint8 [n,3,S,S], token ids [n,L], and what `same_meaning` needs."""
+        n_scenes = round(n * self.options.scenes) if self.options.scene_pool else 0
+        rows = self.index.draw(n - n_scenes, rng, self.options.same_subject, self.options.same_kind)
+        captions = [self.data.caption(int(i), rng) for i in rows]
+        images = place(self._thumbnails[rows], rng, self.options.coloured_background)
+        scenes = [self._scene(int(i)) for i in rng.choice(self.options.scene_pool, n_scenes, replace=False)]
+        if scenes:
+            pixels = torch.from_numpy(np.stack([image for image, _ in scenes])).permute(0, 3, 1, 2)
+            images = torch.cat([images, pixels])
+            captions += [caption for _, caption in scenes]
+        return {"images": images, "ids": self.tokenizer(captions).ids, **self.index.labels(rows, captions)}
+
+    @cached_property
+    def _thumbnails(self) -> np.ndarray:
+        return self.data.thumbnails(self._size)  # uint8 [N,S,S,4]
+
+    @property
+    def _size(self) -> int:
+        return self.architecture["vision_cfg"]["image_size"]
+
+    @cached_property
+    def _composer(self) -> ComposedScenes:
+        return ComposedScenes(self.data, self.config.seed, self.options.scene_pool, split="train")
+
+    def _scene(self, i: int) -> tuple[np.ndarray, str]:
+        # A scene takes longer to compose than to learn from, so the pool is kept once drawn.
+        if i not in self._scenes:
+            scene = self._composer[i]
+            pixels = torch.from_numpy(scene.image).permute(2, 0, 1)[None].float()
+            size = (self._size, self._size)
+            pixels = F.interpolate(pixels, size, mode="bilinear", antialias=True, align_corners=False)
+            self._scenes[i] = (pixels[0].permute(1, 2, 0).round().byte().numpy(), scene.caption)
+        return self._scenes[i]
+
+    # ---- loss ---------------------------------------------------------------------------------------------------
+
+    def loss(self, model: nn.Module, batch: Batch, generator: torch.Generator | None) -> dict[str, Tensor]:
+        """Symmetric cross-entropy over the batch (Radford et al. 2021, fig. 3), true pairs off the diagonal left out."""
+        image_features, text_features, scale = model(to_unit_range(batch["images"]), batch["ids"])
+        scale = scale.clamp(max=100.0)  # as in the paper
+        true = same_meaning(*(gather(batch[k]) for k in ("caption", "concept", "style", "names_style")))
+        loss = contrastive_loss()(image_features, text_features, scale, true)
+        with torch.no_grad():
+            hits = (text_features @ image_features.T).argmax(1)
+            accuracy = same_meaning(batch["caption"], batch["concept"], batch["style"], batch["names_style"])
+            accuracy = accuracy[torch.arange(len(hits)), hits].float().mean()
+        return {"loss": loss, "batch_top1": accuracy, "scale": scale.detach()}
+
+    # ---- validation and saving ----------------------------------------------------------------------------------
+
+    def validate(self, model: nn.Module) -> dict[str, float]:
+        """Text-to-image retrieval, top-1 and top-5, on each held-out split and on the hand-written paraphrases."""
+        clip = self._freeze(model)
+        figures: dict[str, float] = {}
+        for split in HELD_OUT:
+            data = CaptionedImages(self.config.data, split=split)
+            if len(data) > 1:
+                figures |= {f"{split}_{k}": v for k, v in self._retrieve(clip, data).items()}
+        return figures | {f"paraphrase_{k}": v for k, v in self._retrieve_paraphrases(clip).items()}
+
+    def _retrieve(self, clip: FrozenCLIP, data: CaptionedImages) -> dict[str, float]:
+        rng = np.random.default_rng(0)
+        rows = np.sort(rng.choice(len(data), min(len(data), self.options.gallery), replace=False))
+        captions = [data.caption(int(i), rng) for i in rows]
+        labels = PictureIndex(data).labels(rows, captions)
+        return top_k_accuracy(
+            embed_texts(clip, captions), embed_pictures(clip, data, rows), same_meaning(**labels)
+        )
+
+    def _retrieve_paraphrases(self, clip: FrozenCLIP) -> dict[str, float]:
+        """Search one picture of every subject (at most two galleries' worth) with words that no caption uses."""
+        data = CaptionedImages(self.config.data, split=None)
+        first: dict[str, int] = {}
+        for i, record in enumerate(data.records):
+            first.setdefault(_normal(record["subject"]), i)
+        known = [{**p, "subject": _normal(p["subject"])} for p in paraphrases()]
+        known = [p for p in known if p["subject"] in first]
+        if not known:
+            return {}
+        wanted = sorted({p["subject"] for p in known})
+        others = [s for s in first if s not in set(wanted)]
+        np.random.default_rng(0).shuffle(others)
+        subjects = wanted + others[: 2 * self.options.gallery]
+        images = embed_pictures(clip, data, np.array([first[s] for s in subjects]))
+        texts = embed_texts(clip, [p["text"] for p in known])
+        relevant = torch.tensor([[p["subject"] == s for s in subjects] for p in known])
+        return top_k_accuracy(texts, images, relevant)
+
+    def save(self, model: nn.Module, path: Path) -> None:
+        """Write a FrozenCLIP folder in half precision, with mean and deviation of the training pictures' embeddings."""
+        clip = self._freeze(model)
+        clip.set_statistics(embed_pictures(clip, self.data, np.arange(len(self.data))))
+        clip.save_pretrained(path, dtype=torch.float16)
+
+    def _freeze(self, model: nn.Module) -> FrozenCLIP:
+        return FrozenCLIP.from_module(model, self.tokenizer, self.architecture)
+
+    def describe(self) -> dict[str, Any]:
+        """Count pictures, concepts and styles."""
+        return {"pictures": len(self.data), "concepts": len(self.index.concepts), "styles": len(self.index.styles)}
+
+
+class PictureIndex:
+    """Draws rows of a data set by structure, and numbers concepts, styles and captions."""
+
+    def __init__(self, data: CaptionedImages) -> None:
+        records = data.records
+        self.cumulative = np.cumsum(data.weights)
+        self.concepts, self.concept = _numbered([r["concept"] for r in records])
+        self.styles, self.style = _numbered([r["style"] for r in records])
+        _, self.kind = _numbered([(r.get("subgroup") or r.get("group"), r["style"]) for r in records])
+        self._same_concept = _rows_by(self.concept)
+        self._same_kind = _rows_by(self.kind)
+        # Captions that name no style are those whose form says so; "shiny" and "3D" cannot be told by their words.
+        self._plain = [
+            {_normal(text) for form, text in r["captions"].items() if not form.startswith("style")} for r in records
+        ]
+
+    def draw(self, n: int, rng: np.random.Generator, same_subject: float, same_kind: float) -> np.ndarray:
+        """Draw n different rows: shares of them in groups of one concept (2-3) and of one kind and style (4)."""
+        rows: dict[int, None] = {}  # an ordered set
+        for share, neighbours, group in (
+            (same_subject, (self._same_concept, self.concept), 3),
+            (same_subject + same_kind, (self._same_kind, self.kind), 4),
+        ):
+            by, label = neighbours
+            while len(rows) < round(n * share):
+                anchor = self._weighted(rng)
+                mates = by[label[anchor]]
+                picked = rng.choice(mates, min(len(mates), group), replace=False)
+                rows.update(dict.fromkeys([anchor, *picked.tolist()][:group]))
+        attempts = 0
+        while len(rows) < n and attempts < 20 * n:
+            rows[self._weighted(rng)] = None
+            attempts += 1
+        chosen = np.array(list(rows)[:n])
+        # A data set smaller than the batch repeats itself.
+        return chosen if len(chosen) == n else np.resize(chosen, n)
+
+    def _weighted(self, rng: np.random.Generator) -> int:
+        return min(int(np.searchsorted(self.cumulative, rng.random())), len(self.cumulative) - 1)
+
+    def labels(self, rows: np.ndarray, captions: list[str]) -> dict[str, Tensor]:
+        """Label pairs for `same_meaning`; captions beyond the rows are scenes, each a concept of its own."""
+        texts = [_normal(caption) for caption in captions]
+        plain = [text in self._plain[row] for row, text in zip(rows, texts, strict=False)]
+        extra = np.arange(len(captions) - len(rows))
+        return {
+            "caption": torch.tensor([zlib.crc32(text.encode()) for text in texts]),
+            "concept": torch.from_numpy(np.concatenate([self.concept[rows], len(self.concepts) + extra])),
+            "style": torch.from_numpy(np.concatenate([self.style[rows], np.full(len(extra), -1)])),
+            "names_style": torch.tensor([not p for p in plain] + [True] * len(extra)),
+        }
+
+
+def contrastive_loss() -> MaskedClipLoss:
+    """Make the loss for the current process group (features are gathered over all ranks, with gradients)."""
+    ranks = torch.distributed.is_available() and torch.distributed.is_initialized()
+    if not ranks:
+        return MaskedClipLoss()
+    rank, size = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return MaskedClipLoss(gather_with_grad=True, rank=rank, world_size=size)
+
+
+class MaskedClipLoss(ClipLoss):
+    """open_clip's loss without its false negatives."""
+
+    def forward(self, image_features: Tensor, text_features: Tensor, logit_scale: Tensor, true: Tensor) -> Tensor:
+        """Loss of N pairs; true [N,N] bool (row = caption) marks pairs that must not be pushed apart."""
+        per_image, per_text = self.get_logits(image_features, text_features, logit_scale)
+        labels = self.get_ground_truth(per_image.device, len(per_image))
+        others = true & ~torch.eye(len(true), dtype=torch.bool, device=true.device)
+        per_image = per_image.masked_fill(others.T, -torch.inf)
+        per_text = per_text.masked_fill(others, -torch.inf)
+        return (F.cross_entropy(per_image, labels) + F.cross_entropy(per_text, labels)) / 2
+
+
+def gather(labels: Tensor) -> Tensor:
+    """Concatenate a rank's labels [n] over all ranks, in open_clip's order."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return labels
+    parts = [torch.empty_like(labels) for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather(parts, labels)
+    return torch.cat(parts)
+
+
+def place(rgba: np.ndarray, rng: np.random.Generator, coloured: float) -> Tensor:
+    """Lay sprites uint8 [n,S,S,4] on white (a share `coloured` on other colours), shifted and scaled a little.
+
+    Never mirrored: letters, flags and "pointing left" are not symmetric. Returns uint8 [n,3,S,S].
+    """
+    n = len(rgba)
+    sprites = torch.from_numpy(np.ascontiguousarray(rgba)).permute(0, 3, 1, 2).float() / 255
+    sprites = torch.cat([sprites[:, :3] * sprites[:, 3:], sprites[:, 3:]], 1)  # premultiplied, so edges stay clean
+    theta = torch.zeros(n, 2, 3)
+    theta[:, 0, 0] = theta[:, 1, 1] = torch.from_numpy(rng.uniform(0.95, 1.2, n)).float()
+    theta[:, :, 2] = torch.from_numpy(rng.uniform(-0.1, 0.1, (n, 2))).float()
+    grid = F.affine_grid(theta, list(sprites.shape), align_corners=False)
+    sprites = F.grid_sample(sprites, grid, align_corners=False)
+    colours = np.where(rng.random((n, 1)) < coloured, rng.random((n, 3)), 1.0)
+    background = torch.from_numpy(colours).float()[:, :, None, None]
+    return ((sprites[:, :3] + (1 - sprites[:, 3:]) * background) * 255).round().clamp(0, 255).byte()
+
+
+def to_unit_range(images: Tensor) -> Tensor:
+    """uint8 [n,3,S,S] -> float in [-1,1], channels last, in which depthwise convolutions run twice as fast on CPUs."""
+    return (images.float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
+
+
+def embed_texts(clip: FrozenCLIP, texts: list[str], batch_size: int = 128) -> Tensor:
+    """Embed captions -> [M,D]."""
+    parts = [clip.encode_text(texts[i : i + batch_size]).embeds for i in range(0, len(texts), batch_size)]
+    return torch.cat(parts).cpu()
+
+
+def embed_pictures(clip: FrozenCLIP, data: CaptionedImages, rows: np.ndarray, batch_size: int = 128) -> Tensor:
+    """Embed pictures of a data set on white -> [N,D]."""
+    thumbnails, parts = data.thumbnails(clip.image_size), []
+    for start in range(0, len(rows), batch_size):
+        rgba = torch.from_numpy(thumbnails[rows[start : start + batch_size]]).permute(0, 3, 1, 2).float() / 255
+        on_white = rgba[:, :3] * rgba[:, 3:] + 1 - rgba[:, 3:]
+        pixels = (on_white * 2 - 1).contiguous(memory_format=torch.channels_last)
+        parts.append(clip.encode_image(pixels.to(clip.device)))
+    return torch.cat(parts).cpu()
+
+
+def _normal(text: str) -> str:
+    return " ".join(text.lower().split())
+
+
+def _numbered(values: list[Any]) -> tuple[list[Any], np.ndarray]:
+    names = list(dict.fromkeys(values))
+    number = {name: i for i, name in enumerate(names)}
+    return names, np.array([number[value] for value in values])
+
+
+def _rows_by(labels: np.ndarray) -> list[np.ndarray]:
+    order = np.argsort(labels, kind="stable")
+    return np.split(order, np.cumsum(np.bincount(labels))[:-1])

@@ -1,0 +1,148 @@
+"""Text to token ids, with every cut made visible.
+
+Two sorts of tokenizer stand behind one call: a `tokenizer.json` of the tokenizers library, which travels with the
+weights, and open_clip's byte-pair tokenizer, which lies inside open_clip itself.
+Shapes: B texts, L tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from open_clip.tokenizer import SimpleTokenizer, get_clean_fn
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from torch import Tensor
+
+from unclip.errors import UserError
+from unclip.files import atomic_path
+
+TOKENIZER_FILE = "tokenizer.json"
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Token ids [B,L], mask [B,L] (True = real token, False = padding) and, per text, the words cut off ("" = none)."""
+
+    ids: Tensor
+    mask: Tensor
+    lost: list[str]
+
+
+class TextTokenizer(Protocol):
+    """Turns texts into Tokens; `save` puts what it needs into the model's folder."""
+
+    def __call__(self, texts: Sequence[str]) -> Tokens: ...
+
+    def save(self, folder: str | Path) -> None: ...
+
+
+class FileTokenizer:
+    """A tokenizers.Tokenizer cut at `context_length` tokens, special tokens included.
+
+    L is the longest text of the batch, or `context_length` when `fixed_length` is set (networks whose positions or
+    pooling need the whole window).
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        context_length: int,
+        *,
+        pad_id: int = 0,
+        fixed_length: bool = False,
+        clean: str | None = None,
+    ) -> None:
+        # A private copy: truncation and padding belong to this object, not to the caller's.
+        self.tokenizer = Tokenizer.from_str(tokenizer.to_str())
+        self.tokenizer.no_padding()
+        self.tokenizer.enable_truncation(context_length)
+        self.context_length = context_length
+        self.pad_id = pad_id
+        self.fixed_length = fixed_length
+        self.clean = get_clean_fn(clean) if clean else None
+        self.options: dict[str, Any] = {"pad_id": pad_id, "fixed_length": fixed_length, "clean": clean}
+
+    def __call__(self, texts: Sequence[str]) -> Tokens:
+        texts = [self.clean(text) for text in texts] if self.clean else list(texts)
+        encodings = self.tokenizer.encode_batch(texts)
+        lost = [_cut_off(text, encoding) for text, encoding in zip(texts, encodings, strict=True)]
+        length = self.context_length if self.fixed_length else max(len(e.ids) for e in encodings)
+        ids, mask = _pad([encoding.ids for encoding in encodings], length, self.pad_id)
+        return Tokens(ids, mask, lost)
+
+    def save(self, folder: str | Path) -> None:
+        with atomic_path(Path(folder) / TOKENIZER_FILE) as path:
+            self.tokenizer.save(str(path))
+
+    @classmethod
+    def from_folder(cls, folder: str | Path, context_length: int, **options: Any) -> FileTokenizer:
+        """Read `folder/tokenizer.json`.
+
+        Raises:
+            UserError: the file is missing or damaged.
+        """
+        path = Path(folder) / TOKENIZER_FILE
+        if not path.is_file():
+            raise UserError(f"no {TOKENIZER_FILE} in {folder}: the CLIP folder is incomplete; copy or save it again")
+        try:
+            tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:  # the tokenizers library raises bare Exception
+            raise UserError(f"{path} is damaged ({error}); copy or save the CLIP folder again") from error
+        return cls(tokenizer, context_length, **options)
+
+
+class BytePairTokenizer:
+    """open_clip's own tokenizer: always `context_length` ids, the last real one being the end-of-text token."""
+
+    def __init__(self, context_length: int) -> None:
+        self.tokenizer = SimpleTokenizer(context_length=context_length)
+        self.context_length = context_length
+
+    def __call__(self, texts: Sequence[str]) -> Tokens:
+        start, end = self.tokenizer.sot_token_id, self.tokenizer.eot_token_id
+        room = self.context_length - 2
+        words = [self.tokenizer.encode(text) for text in texts]
+        lost = [self.tokenizer.decode(ids[room:]).strip() for ids in words]
+        ids, mask = _pad([[start, *w[:room], end] for w in words], self.context_length, pad_id=0)
+        return Tokens(ids, mask, lost)
+
+    def save(self, folder: str | Path) -> None:
+        """Nothing to write: the vocabulary is part of open_clip."""
+
+
+def train_word_pieces(texts: Iterable[str], vocab_size: int = 8192) -> Tokenizer:
+    """Learn a WordPiece vocabulary (BERT's layout: [CLS] text [SEP], id 0 = [PAD]) from captions; no network."""
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))  # type: ignore[call-arg]
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+    trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=special, show_progress=False)
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[(s, tokenizer.token_to_id(s)) for s in ("[CLS]", "[SEP]")]
+    )
+    return tokenizer
+
+
+def _pad(rows: Sequence[Sequence[int]], length: int, pad_id: int) -> tuple[Tensor, Tensor]:
+    ids = torch.full((len(rows), length), pad_id, dtype=torch.long)
+    mask = torch.zeros(len(rows), length, dtype=torch.bool)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = torch.tensor(row, dtype=torch.long)
+        mask[i, : len(row)] = True
+    return ids, mask
+
+
+def _cut_off(text: str, encoding: Any) -> str:
+    """Return the words of `text` that did not fit; a word cut in the middle counts as cut off."""
+    if not encoding.overflowing:
+        return ""
+    kept_end = max((end for _, end in encoding.offsets), default=0)
+    start = next((start for start, end in encoding.overflowing[0].offsets if end > start), kept_end)
+    while start > 0 and not text[start - 1].isspace():
+        start -= 1
+    return text[start:].strip()

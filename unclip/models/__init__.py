@@ -1,0 +1,9 @@
+"""Networks of unCLIP: they map (x, t, conditions) to a tensor and know no noise schedule."""
+
+from __future__ import annotations
+
+from unclip.models.decoder import Decoder
+from unclip.models.prior import DiffusionPrior, PrefixCache
+from unclip.models.upsampler import Upsampler
+
+__all__ = ["Decoder", "DiffusionPrior", "PrefixCache", "Upsampler"]
