@@ -147,6 +147,16 @@ class Trainer:
         self.optimizer.zero_grad()
         return result
 
+    def seconds_per_step(self, count: int) -> float:
+        """How long a step takes, measured over `count` real ones after a first; nothing is written."""
+        times = []
+        steps = Steps(self.task, self.config.batch_size, 0, count + 1, self.config.seed, 0)
+        for step in range(count + 1):
+            began = time.perf_counter()
+            self.train_step(step, steps[step])
+            times.append(time.perf_counter() - began)
+        return sum(times[1:]) / count
+
     def validate(self, log: RunLog) -> None:
         """Let the task judge the averaged model, and write that model to OUTPUT/model."""
         if self.accelerator.is_main_process:
@@ -169,11 +179,7 @@ class Trainer:
 
     def _begin(self, resume: bool) -> int:
         """Open the output folder; the step to start at."""
-        taken = self.output.is_dir() and any(self.output.iterdir())
-        if taken and not resume:
-            raise UserError(f"{self.output} holds a run already: continue it with --resume or choose another --output")
-        if resume and not taken:
-            raise UserError(f"nothing to resume in {self.output}: leave out --resume to start a run there")
+        check_output(self.output, resume)
         self.accelerator.wait_for_everyone()
         state = self.checkpoints.load_latest() if resume else None
         step = state["step"] if state else 0
@@ -203,6 +209,15 @@ class Trainer:
             return list(flags)
         total = self.accelerator.reduce(torch.tensor(flags, dtype=torch.float32, device=self.device), "sum")
         return (total > 0).tolist()
+
+
+def check_output(output: Path, resume: bool) -> None:
+    """Raise a UserError if a new run would write into an old one's folder, or if there is nothing to resume."""
+    taken = output.exists() and (not output.is_dir() or any(output.iterdir()))
+    if taken and not resume:
+        raise UserError(f"{output} is not empty: continue its run with --resume or choose another --output")
+    if resume and not taken:
+        raise UserError(f"nothing to resume in {output}: leave out --resume to start a run there")
 
 
 def _due(step: int, every: int) -> bool:

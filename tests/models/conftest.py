@@ -1,8 +1,9 @@
-"""Tiny networks with every parameter random (zero-initialised layers would hide mistakes) and matching inputs."""
+"""Tiny networks with every parameter random (zero-initialised layers would hide mistakes), and inputs."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import pytest
 import torch
@@ -14,7 +15,10 @@ from unclip.models import Decoder, DiffusionPrior, Upsampler
 EMBED, TOKEN, BATCH, LENGTH = 12, 20, 3, 5
 
 
-def _random(model: nn.Module) -> nn.Module:
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def _random(model: Network) -> Network:
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -32,7 +36,14 @@ def prior() -> DiffusionPrior:
 @pytest.fixture
 def decoder() -> Decoder:
     model = Decoder(
-        sample_size=16, patch_size=4, width=32, layers=2, heads=2, embed_dim=EMBED, token_dim=TOKEN, max_text_tokens=9
+        sample_size=16,
+        patch_size=4,
+        width=32,
+        layers=2,
+        heads=2,
+        embed_dim=EMBED,
+        token_dim=TOKEN,
+        max_text_tokens=9,
     )
     model.set_embed_statistics(torch.linspace(-0.2, 0.2, EMBED), torch.linspace(0.1, 0.4, EMBED))
     return _random(model)

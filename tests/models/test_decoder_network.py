@@ -24,7 +24,7 @@ def difference(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 def test_every_input_matters(decoder, decoder_inputs, name):
     output = decoder(**decoder_inputs)
     assert output.shape == decoder_inputs["x"].shape
-    changed = {**decoder_inputs, name: decoder_inputs[name].flip(0) + 0.05}
+    changed = {**decoder_inputs, name: decoder_inputs[name].roll(1, dims=0)}
     assert (difference(decoder(**changed), output) > 1e-4).all()
 
 
@@ -38,7 +38,7 @@ def test_dropped_image_is_the_null_embedding(decoder, decoder_inputs):
         "noise_level": decoder_inputs["noise_level"].flip(0),
     }
     assert_close(decoder(**others, drop_image=ROWS)[ROWS], output[ROWS], atol=1e-6, rtol=0)
-    decoder.null_image += 0.3
+    decoder.null_image.neg_()
     assert ((difference(decoder(**decoder_inputs, drop_image=ROWS), output) > 1e-4) == ROWS).all()
 
 
@@ -52,7 +52,7 @@ def test_dropped_text_is_the_null_token(decoder, decoder_inputs):
         "text_mask": torch.zeros(3, 1, dtype=torch.bool),
     }
     assert_close(decoder(**empty, drop_text=ROWS)[ROWS], output[ROWS], atol=1e-5, rtol=0)
-    decoder.null_text += 0.3
+    decoder.null_text.neg_()
     assert ((difference(decoder(**decoder_inputs, drop_text=ROWS), output) > 1e-4) == ROWS).all()
 
 
@@ -70,7 +70,7 @@ def test_rows_do_not_depend_on_their_batch(decoder, decoder_inputs):
     whole = decoder(**decoder_inputs)
     for row in range(3):
         alone = decoder(**{name: tensor[row : row + 1] for name, tensor in decoder_inputs.items()})
-        assert_close(alone[0], whole[row], atol=1e-5, rtol=0)
+        assert_close(alone[0], whole[row])
 
 
 def test_noise_keeps_the_scaled_variance(decoder):
@@ -83,7 +83,9 @@ def test_noise_keeps_the_scaled_variance(decoder):
     correlation = (noised * decoder.normalize(z)).mean()
     assert_close(correlation, torch.tensor(math.cos(0.4 * math.pi / 2)), atol=0.01, rtol=0)
     assert_close(decoder.noise_image_embeds(z, level * 0, noise), z)
-    assert_close(decoder.noise_image_embeds(z, level * 0 + 1, noise), decoder.denormalize(noise), atol=1e-5, rtol=0)
+    assert_close(
+        decoder.noise_image_embeds(z, level * 0 + 1, noise), decoder.denormalize(noise), atol=1e-5, rtol=0
+    )
 
 
 def test_starts_at_zero_output(decoder_inputs):

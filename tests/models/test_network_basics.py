@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor, nn
 from torch.testing import assert_close
 
 from unclip.models import Decoder, DiffusionPrior, Upsampler
 from unclip.models.layers import sincos, sincos_positions_2d
 
-Case = tuple[nn.Module, Callable[[nn.Module], Tensor]]
-
 
 @pytest.fixture(params=["prior", "decoder", "upsampler"])
-def case(request, prior, decoder, upsampler, text, noised, decoder_inputs) -> Case:
+def case(request, prior, decoder, upsampler, text, noised, decoder_inputs):
     """A network and a function that runs it on fixed inputs."""
     rows = torch.tensor([True, False, False])
     low_res = noised["x"][:, :, :4, :4]
@@ -35,7 +31,10 @@ def case(request, prior, decoder, upsampler, text, noised, decoder_inputs) -> Ca
 def test_saved_network_loads_and_gives_the_same(case, tmp_path):
     network, run = case
     network.save_pretrained(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "diffusion_pytorch_model.safetensors"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "config.json",
+        "diffusion_pytorch_model.safetensors",
+    ]
     loaded = type(network).from_pretrained(tmp_path)
     assert_close(run(loaded), run(network), atol=0, rtol=0)
     for name, buffer in network.named_buffers():

@@ -9,21 +9,19 @@ from torch.testing import assert_close
 from unclip.errors import UserError
 from unclip.models import DiffusionPrior, PrefixCache
 
-TIGHT = {"atol": 1e-5, "rtol": 1e-5}
-
 
 @torch.no_grad()
 def test_cached_prefix_gives_the_uncached_output(prior, text, noised):
     whole = prior(noised["z"], noised["t"], **text)
     assert whole.shape == noised["z"].shape
-    assert_close(prior(noised["z"], noised["t"], **prior.prefix(**text)), whole, **TIGHT)
+    assert_close(prior(noised["z"], noised["t"], **prior.prefix(**text)), whole)
 
 
 @torch.no_grad()
 def test_prefix_repeats_for_candidates(prior, text, noised):
     z, t = torch.randn(6, 12), torch.rand(6)
     repeated = {name: tensor.repeat_interleave(2, dim=0) for name, tensor in text.items()}
-    assert_close(prior(z, t, **prior.prefix(**text).repeat(2)), prior(z, t, **repeated), **TIGHT)
+    assert_close(prior(z, t, **prior.prefix(**text).repeat(2)), prior(z, t, **repeated))
 
 
 @torch.no_grad()
@@ -34,7 +32,7 @@ def test_prefixes_of_unequal_length_join(prior, text, noised):
     long_prefix, short_prefix = prior.prefix(**text), prior.prefix(**short)
     z, t = noised["z"], noised["t"]
     both = prior(torch.cat([z, z]), torch.cat([t, t]), **PrefixCache.cat([short_prefix, long_prefix]))
-    assert_close(both, torch.cat([prior(z, t, **short), prior(z, t, **text)]), **TIGHT)
+    assert_close(both, torch.cat([prior(z, t, **short), prior(z, t, **text)]))
     padded = short_prefix.pad_to(5)
     assert {name: tensor.shape for name, tensor in padded.items()} == {
         name: tensor.shape for name, tensor in long_prefix.items()
@@ -48,14 +46,14 @@ def test_prefixes_of_unequal_length_join(prior, text, noised):
 def test_padding_changes_nothing(prior, text, noised, repad, left, right):
     expected = prior(noised["z"], noised["t"], **text)
     padded = repad(text, left, right)
-    assert_close(prior(noised["z"], noised["t"], **padded), expected, **TIGHT)
-    assert_close(prior(noised["z"], noised["t"], **prior.prefix(**padded)), expected, **TIGHT)
+    assert_close(prior(noised["z"], noised["t"], **padded), expected)
+    assert_close(prior(noised["z"], noised["t"], **prior.prefix(**padded)), expected)
 
 
 @torch.no_grad()
 def test_earlier_keys_do_not_see_later_tokens(prior, text):
     changed = {**text, "text_tokens": text["text_tokens"].clone()}
-    changed["text_tokens"][:, 2] += 1.0
+    changed["text_tokens"][:, 2].neg_()
     before, after = prior.prefix(**text), prior.prefix(**changed)
     for name in ("prefix_keys", "prefix_values"):
         assert_close(after[name][..., :2, :], before[name][..., :2, :], atol=0, rtol=0)
@@ -83,10 +81,13 @@ def test_normalize_gives_zero_mean_unit_variance_and_inverts(prior):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"text_tokens": None}, "needs text_tokens"),
+        ({"text_tokens": None}, "expected text_tokens and"),
         ({"text_tokens": torch.zeros(3, 5, 7)}, r"text_tokens \[B, L, 20\]"),
         ({"text_mask": torch.ones(3, 5)}, "bool text_mask"),
-        ({"text_tokens": torch.zeros(3, 10, 20), "text_mask": torch.ones(3, 10, dtype=torch.bool)}, "at most 9"),
+        (
+            {"text_tokens": torch.zeros(3, 10, 20), "text_mask": torch.ones(3, 10, dtype=torch.bool)},
+            "at most 9",
+        ),
     ],
 )
 def test_wrong_conditions_are_explained(prior, text, noised, change, message):
@@ -95,7 +96,7 @@ def test_wrong_conditions_are_explained(prior, text, noised, change, message):
 
 
 def test_wrong_sizes_are_explained(prior, text, noised):
-    with pytest.raises(UserError, match="prefix of 6 rows for x of 3"):
+    with pytest.raises(UserError, match="prefix of 3 rows, as many as x, got 6"):
         prior(noised["z"], noised["t"], **prior.prefix(**text).repeat(2))
     with pytest.raises(UserError, match="positive std"):
         prior.set_embed_statistics(torch.zeros(12), torch.zeros(12))

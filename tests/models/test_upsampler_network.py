@@ -65,7 +65,10 @@ def test_starts_as_the_enlarged_picture():
 def test_wrong_inputs_are_explained(upsampler):
     with pytest.raises(UserError, match="1/4 the size"):
         upsampler(
-            torch.zeros(1, 3, 32, 32), torch.zeros(1), low_res=torch.zeros(1, 3, 16, 16), noise_level=torch.zeros(1)
+            torch.zeros(1, 3, 32, 32),
+            torch.zeros(1),
+            low_res=torch.zeros(1, 3, 16, 16),
+            noise_level=torch.zeros(1),
         )
     with pytest.raises(UserError, match="at least one level"):
         Upsampler(channels=())

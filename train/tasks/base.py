@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+import torch
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -76,7 +77,7 @@ class Task:
         """
         raise NotImplementedError
 
-    def loss(self, model: nn.Module, batch: Batch, generator: Any) -> Batch:
+    def loss(self, model: nn.Module, batch: Batch, generator: torch.Generator) -> Batch:
         """Losses of a batch on the model's device: "loss" (scalar) is differentiated, the other scalars are logged.
 
         Args:
@@ -113,6 +114,11 @@ class Task:
     def __getstate__(self) -> dict[str, Any]:
         """Workers that are spawned, not forked, get the task without its model: they only draw."""
         return {key: value for key, value in self.__dict__.items() if key != "model"}
+
+
+def normal_like(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Standard normal noise shaped like x, float32."""
+    return torch.randn(x.shape, generator=generator, device=x.device)
 
 
 def load_weights(model: nn.Module, folder: Path) -> None:

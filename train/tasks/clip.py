@@ -11,7 +11,7 @@ import zlib
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -32,6 +32,7 @@ from unclip.clip.towers import (
     two_tower_architecture,
 )
 from unclip.data import CaptionedImages, ComposedScenes
+from unclip.errors import UserError
 
 from ..config import TrainConfig, dataclass_slots, fill
 from .base import Batch, Task
@@ -57,8 +58,8 @@ class ClipOptions:
     `same_subject`, `same_kind`, `scenes` are shares of a batch; the rest is drawn by the samples' weights.
     """
 
-    text_tower: Literal["minilm", "scratch"] = "minilm"
-    image_tower: Literal["efficientnet", "scratch"] = "efficientnet"
+    text_tower: str = "minilm"  # "minilm" | "scratch"
+    image_tower: str = "efficientnet"  # "efficientnet" | "scratch"
     frozen_text_layers: int = 2
     frozen_image_stages: int = 2
     frozen_words: bool = True
@@ -70,6 +71,12 @@ class ClipOptions:
     scene_pool: int = 2000
     coloured_background: float = 0.2
     gallery: int = 1000  # pictures per held-out split in validation
+
+    def __post_init__(self) -> None:
+        """Reject unknown towers."""
+        for key, towers in (("text_tower", ("minilm", "scratch")), ("image_tower", ("efficientnet", "scratch"))):
+            if getattr(self, key) not in towers:
+                raise UserError(f"task.{key}: expected {' or '.join(towers)}, got {getattr(self, key)!r}")
 
 
 class ClipTask(Task):
@@ -156,16 +163,13 @@ class ClipTask(Task):
 
     @cached_property
     def _composer(self) -> ComposedScenes:
-        return ComposedScenes(self.data, self.config.seed, self.options.scene_pool, split="train")
+        return ComposedScenes(self.data, self.config.seed, self.options.scene_pool, "train", size=self._size)
 
     def _scene(self, i: int) -> tuple[np.ndarray, str]:
         # A scene takes longer to compose than to learn from, so the pool is kept once drawn.
         if i not in self._scenes:
             scene = self._composer[i]
-            pixels = torch.from_numpy(scene.image).permute(2, 0, 1)[None].float()
-            size = (self._size, self._size)
-            pixels = F.interpolate(pixels, size, mode="bilinear", antialias=True, align_corners=False)
-            self._scenes[i] = (pixels[0].permute(1, 2, 0).round().byte().numpy(), scene.caption)
+            self._scenes[i] = (scene.image, scene.caption)
         return self._scenes[i]
 
     # ---- loss ---------------------------------------------------------------------------------------------------

@@ -28,25 +28,19 @@ _STYLE_WORDS: dict[str, tuple[str, ...]] = {
 # Words that cannot stand before a noun: "a red apple silhouette", not "a silhouette red apple".
 _NOUN_STYLES = frozenset({"silhouette", "line art"})
 
-_PLURAL_ONLY = frozenset(
-    "glasses sunglasses goggles jeans shorts briefs socks gloves scissors chopsticks grapes cherries olives chestnut(s) "
-    "beans peanuts footprints tools eyes lips fireworks dominoes fries headphones binoculars pliers clothes".split()
-)
-_SINGULAR_S = (
-    "ss", "us", "is", "os", "bus", "lens", "gas", "atlas", "canvas", "claus", "christmas", "texas", "rhinoceros",
-    "chess", "mantis", "trellis", "grass", "compass", "news",
-)  # fmt: skip
+_PLURAL_ONLY = frozenset(("skis", "clothes"))
+_SINGULAR_S = ("ss", "us", "is", "os", "lens", "gas", "atlas", "canvas", "christmas", "news")
 _MASS = frozenset(
     "rice bread milk honey money fire water bacon sushi meat corn ginger garlic butter cheese ice snow fog luggage "
     "mail music spaghetti tempura oden soap wood salt sake tea coffee popcorn lotion hair beer thread yarn lightning "
     "dna broccoli falafel cotton fondue sand wind smoke grass gold armour armor clothing furniture seaweed "
-    "gymnastics wrestling bowling surfing tennis volleyball golf baseball basketball hockey martial".split()
+    "gymnastics wrestling bowling surfing hockey arts".split()
 )
 _DETERMINERS = frozenset(
     "one two three four five six seven eight nine ten eleven twelve hundred people men women speaking its no".split()
 )
 _PREPOSITIONS = re.compile(
-    r" (?:with|without|of|in|on|and|behind|holding|facing|over|under|from|kissing|for|at|getting|wearing) "
+    r" (?:with|without|of|in|on|and|behind|holding|facing|over|under|from|kissing|for|at|getting|wearing|showing) "
 )
 
 
@@ -82,6 +76,8 @@ def with_article(name: str) -> str:
         return f"the {name}"
     if first in _DETERMINERS or name.startswith("flags") or re.match(r"(?:Mrs\.|Mx|Mount|Santa|Saint) ", name):
         return name
+    if first in ("man", "woman", "person"):
+        return f"a {name}"  # "a man surfing": the last word is no noun
     head = _PREPOSITIONS.split(f"{name} ", maxsplit=1)[0].split()[-1].lower()
     if head in _MASS or _is_plural(head):
         return name
@@ -89,13 +85,10 @@ def with_article(name: str) -> str:
 
 
 def article(phrase: str) -> str:
-    """"a" or "an" by the sound that the phrase starts with: "an hourglass", "a unicorn", "an SOS button"."""
+    """"`a` or `an` by the sound that the phrase starts with: "an hourglass", "a unicorn", "an SOS button"."""
     first = re.split(r"[ -]", phrase, maxsplit=1)[0]
-    if first.isupper() and len(first) > 1 and first.isalpha() and first not in ("COOL", "FREE", "NEW", "TOP", "BACK"):
-        spoken_as_word = first in ("UFO", "UP", "ON", "SOON", "END", "NASA")
-        if not spoken_as_word:
-            return "an" if first[0] in "AEFHILMNORSX" else "a"
-        return "a" if first in ("UFO", "SOON", "NASA") else "an"
+    if first in ("SOS", "NG"):  # spelled out
+        return "an"
     if len(first) == 1 and first.isalpha():
         return "an" if first.upper() in "AEFHILMNORSX" else "a"
     low = first.lower()
@@ -122,17 +115,17 @@ def _style_phrase(style: str, name: str, salt: str) -> str:
     """One of several ways to name the style, drawn by `salt`."""
     an = with_article(name)
     word = _STYLE_WORDS[style][_draw(salt + "|word", len(_STYLE_WORDS[style]))]
-    plain = style if style not in _NOUN_STYLES else word
+    of = f"{article(word)} {word} of {an}"
+    choices: tuple[str, ...]
     if style in _NOUN_STYLES:
-        choices = (f"{article(word)} {word} of {an}", f"{name} as {article(word)} {word}", f"{name} {plain}")
+        choices = (of, f"{name} as {article(word)} {word}", f"{name} {word}")
     elif word.endswith("emoji"):
-        choices = (f"{article(word)} {word} of {an}", f"{name}, {word}", f"{word} {name}")
+        choices = (of, f"{name} {word}", f"{name} as {article(word)} {word}")
     else:
         choices = (
-            f"{word} style {name}",
-            f"{an} in {word} style",
+            f"{style} style {name}",
+            f"{an} in {style} style",
             f"{article(word)} {word} emoji of {an}",
-            f"{name} in {article(word)} {word} style",
             f"{article(word)} {word} picture of {an}",
             f"{word} icon of {an}",
         )
@@ -154,12 +147,12 @@ def _reordered(concept: Concept) -> str | None:
 
 def _pick_tags(tags: tuple[str, ...], count: int, salt: str) -> list[str]:
     """`count` of the tags in an order drawn by `salt`."""
-    return sorted(tags, key=lambda tag: _hash(f"{salt}|{tag}"))[:count]
+    return sorted(tags, key=lambda tag: stable_hash(f"{salt}|{tag}"))[:count]
 
 
 def _draw(salt: str, choices: int) -> int:
-    return _hash(salt) % choices
+    return stable_hash(salt) % choices
 
 
-def _hash(text: str) -> int:
+def stable_hash(text: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")

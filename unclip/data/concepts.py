@@ -98,7 +98,7 @@ def describe(label: str, group: str, subgroup: str) -> Concept:
         colour=colour,
         thing=thing,
         gender=_gender(subject) if group == "people-body" else None,
-        number=next((i + 1 for i, word in enumerate(_NUMBERS) if subject.split()[0] == word), None),
+        number=_number(subject),
     )
 
 
@@ -138,6 +138,8 @@ def _phrase(head: str, rest: list[str], subgroup: str) -> str:
         return f"flag of {', '.join(rest)}"
     if subgroup == "zodiac":
         return f"{head} zodiac sign"
+    if subgroup == "time" and re.search(r"o'clock$|-thirty$", head):
+        return f"clock showing {head}"
     if not rest:
         return head
     if head == "family":
@@ -156,11 +158,14 @@ def _phrase(head: str, rest: list[str], subgroup: str) -> str:
 
 
 def _enumerate(parts: list[str]) -> str:
-    """["man", "woman", "boy", "boy"] -> "man, woman and two boys"."""
-    counted: list[str] = []
+    """["man", "woman", "boy", "boy"] -> "a man, a woman and two boys"."""
+    plurals = {"man": "men", "woman": "women", "child": "children"}
+    counted = []
     for part in dict.fromkeys(parts):
-        plural = {"man": "two men", "woman": "two women"}.get(part, f"two {part}s")
-        counted.append(plural if parts.count(part) > 1 else part)
+        one = f"an {part}" if part == "adult" else f"a {part}"
+        several = f"two {plurals.get(part, part + 's')}"
+        people = part in _GENDERS or part == "adult"
+        counted.append(several if parts.count(part) > 1 else one if people else part)
     return counted[0] if len(counted) == 1 else f"{', '.join(counted[:-1])} and {counted[-1]}"
 
 
@@ -172,6 +177,12 @@ def _tone_phrase(subject: str, tones: list[str]) -> str:
 def _gender(subject: str) -> str | None:
     found = {_GENDERS[word] for word in re.findall(r"[a-z]+", subject.lower()) if word in _GENDERS}
     return found.pop() if len(found) == 1 else None
+
+
+def _number(subject: str) -> int | None:
+    """2 of "two hearts", 3 of "clock showing three o'clock"."""
+    word = subject.removeprefix("clock showing ").split()[0]
+    return _NUMBERS.index(word) + 1 if word in _NUMBERS and not subject.endswith("-thirty") else None
 
 
 def _clean_tags(tags: Iterable[str], subject: str) -> tuple[str, ...]:

@@ -9,13 +9,13 @@ line samples under DDIM, and one trained on DDPM's chain samples under flow matc
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from unclip.diffusion.gaussian import reverse_log_variances
-from unclip.diffusion.prediction import broadcast, check_prediction_type, to_x0
+from unclip.diffusion.prediction import SMALLEST, broadcast, check_prediction_type, to_x0
 from unclip.diffusion.schedule import DiscreteSchedule, Schedule, at_least_float32
 from unclip.errors import UserError
 
@@ -71,14 +71,19 @@ class Denoiser:
     def __call__(
         self, x_t: Tensor, alpha: Tensor, sigma: Tensor, cond: Conditions | None = None
     ) -> Posterior:
-        """The posterior given x_t [B, ...] = alpha x_0 + sigma eps of any process; alpha, sigma [B] or 0-d."""
+        """The posterior given x_t [B, ...] = alpha x_0 + sigma eps of any process; the pair [B] or 0-d."""
         x_t = at_least_float32(x_t)
         alpha, sigma = alpha.to(x_t).expand(len(x_t)), sigma.to(x_t).expand(len(x_t))
         t = self.schedule.time_of(alpha, sigma)
         own_alpha, own_sigma = self.schedule.alpha_sigma(t)
-        # alpha'/alpha = sigma'/sigma, written so that either may be 0.
-        scale = torch.hypot(own_alpha, own_sigma) / torch.hypot(alpha, sigma)
-        return self.at(broadcast(scale, x_t) * x_t, t, cond)
+        # Both quotients are the scale, except where one is 0/0 or the network saw no such level: take the larger part.
+        x = broadcast(torch.where(alpha > sigma, own_alpha / alpha, own_sigma / sigma), x_t) * x_t
+        posterior = self.at(x, t, cond)
+        # With less noise than the network ever saw, keep its score: x/alpha - x_0 shrinks as (sigma/alpha)².
+        seen = alpha * own_sigma.clamp(min=SMALLEST)
+        trust = torch.where(t > 0, 1.0, (sigma * own_alpha / seen).clamp(max=1) ** 2)
+        undone = x / broadcast(own_alpha.clamp(min=SMALLEST), x)
+        return replace(posterior, mean=torch.lerp(undone, posterior.mean, broadcast(trust, x)))
 
     def at(self, x_t: Tensor, t: Tensor, cond: Conditions | None = None) -> Posterior:
         """The posterior given x_t [B, ...] of the network's own process at its times t [B]."""

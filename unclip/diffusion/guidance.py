@@ -6,11 +6,12 @@ branches go through the network in one batch; on a step without guidance only th
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
-from diffusers.guiders import ClassifierFreeGuidance, ClassifierFreeZeroStarGuidance
-from diffusers.utils import logging
+from diffusers.guiders.classifier_free_guidance import ClassifierFreeGuidance
+from diffusers.guiders.classifier_free_zero_star_guidance import ClassifierFreeZeroStarGuidance
 from torch import Tensor
 
 from unclip.diffusion.denoiser import Conditions, Denoiser, Posterior
@@ -19,7 +20,7 @@ from unclip.diffusion.schedule import at_least_float32
 from unclip.errors import UserError
 
 # Every guider warns that guiders are experimental: nothing that a user of this library can act on.
-logging.get_logger("diffusers.guiders.guider_utils").setLevel(logging.ERROR)
+logging.getLogger("diffusers.guiders.guider_utils").setLevel(logging.ERROR)
 
 
 def classifier_free(scale: float, start: float = 0.0, stop: float = 1.0) -> ClassifierFreeGuidance:
@@ -43,13 +44,11 @@ class Guided:
             default x_0, and the velocity for CFG-Zero*, which is about a zero velocity.
     """
 
-    def __init__(
-        self, denoiser: Denoiser, guider: Any, uncond: Conditions, space: str | None = None
-    ) -> None:
+    def __init__(self, denoiser: Denoiser, guider: Any, uncond: Conditions, space: str | None = None) -> None:
         if guider._input_predictions != ["pred_cond", "pred_uncond"]:
             raise UserError(
-                f"{type(guider).__name__} asks for {guider._input_predictions}, only [pred_cond, pred_uncond] can "
-                "be given: choose a guider such as ClassifierFreeGuidance or AdaptiveProjectedGuidance"
+                f"{type(guider).__name__} asks for {guider._input_predictions}, which Guided cannot "
+                "give: choose ClassifierFreeGuidance, AdaptiveProjectedGuidance or another with two branches"
             )
         self.denoiser = denoiser
         self.guider = guider

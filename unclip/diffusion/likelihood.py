@@ -128,7 +128,7 @@ def _bits_per_dim(nats: Tensor) -> Tensor:
 def _chain_of(denoiser: Denoiser) -> DiscreteSchedule:
     if not isinstance(denoiser.schedule, DiscreteSchedule):
         raise UserError(
-            f"the bound is that of a chain of steps, got {type(denoiser.schedule).__name__}: make the denoiser "
-            "with a DiscreteSchedule"
+            f"the bound is that of a chain of steps, got {type(denoiser.schedule).__name__}: make the "
+            "denoiser with a DiscreteSchedule"
         )
     return denoiser.schedule

@@ -30,7 +30,7 @@ class _WeightedMSE(ABC):
     def __call__(
         self, denoiser: Denoiser, x0: Tensor, t: Tensor, noise: Tensor, cond: Conditions | None = None
     ) -> dict[str, Tensor]:
-        """The loss of predicting x0 [B, ...] from its noised version at times t [B] of the denoiser's schedule."""
+        """The loss of predicting x0 [B, ...] from its noised version at times t [B] of the denoiser."""
         alpha, sigma = denoiser.schedule.alpha_sigma(t)
         prediction, _ = denoiser.predict(add_noise(x0, noise, alpha, sigma), t, cond)
         return self.of_prediction(denoiser, prediction, x0, t, noise)
@@ -101,7 +101,7 @@ class HybridLoss:
     def __call__(
         self, denoiser: Denoiser, x0: Tensor, t: Tensor, noise: Tensor, cond: Conditions | None = None
     ) -> dict[str, Tensor]:
-        """Like the others, for x0 [B, ...] of 8-bit data in [-1, 1]; also gives "simple" and "vlb" (bits/dim)."""
+        """Like the others, for x0 [B, ...] of 8-bit data in [-1, 1]; adds "simple" and "vlb" (bits/dim)."""
         schedule = denoiser.schedule
         if not (denoiser.learned_variance and isinstance(schedule, DiscreteSchedule)):
             raise UserError(

@@ -26,9 +26,10 @@ from unclip.errors import UserError
 Generators = torch.Generator | list[torch.Generator] | None
 StepCallback = Callable[[int, Tensor, dict[str, Tensor]], dict[str, Tensor] | None]
 
-# How a scheduler names its noise levels. Chain: index into alphas_cumprod. Solver: sigmas[i] = sigma/alpha of
-# a variance-preserving process, or the flow's sigma with use_flow_sigmas. Exploding: alpha = 1. Flow: alpha =
-# 1 - sigma.
+# How a scheduler names its noise levels.
+# Chain: timesteps[i] points into alphas_cumprod.
+# Solver: sigmas[i] is sigma/alpha of a variance-preserving process, or the flow's sigma with use_flow_sigmas.
+# Exploding: sigmas[i] with alpha = 1. Flow: sigmas[i] with alpha = 1 - sigma.
 CHAIN: tuple[Any, ...] = (diffusers.DDPMScheduler, diffusers.DDIMScheduler, diffusers.PNDMScheduler)
 SOLVER: tuple[Any, ...] = (
     diffusers.DPMSolverMultistepScheduler,
@@ -77,37 +78,29 @@ def denoise(
         progress: description of a progress bar; None for none.
 
     Raises:
-        UserError: a step range outside the timesteps, an unknown scheduler, or one whose prediction or
-            variance type cannot be served.
+        UserError: steps out of range, an unknown scheduler, or one whose type of prediction cannot be given.
     """
     scheduler = prepared(scheduler, num_inference_steps, x_T.device)
     timesteps = scheduler.timesteps
-    end = len(timesteps) if end is None else end
-    if not 0 <= start <= end <= len(timesteps):
-        raise UserError(f"steps {start} to {end} lie outside the scheduler's {len(timesteps)} timesteps")
+    steps = _step_range(start, end, len(timesteps))
     _check_generators(generator, len(x_T))
     _check_variance(denoiser, scheduler)
-    step_options = _accepted(scheduler.step, generator=generator, eta=eta)
+    step_options = _accepted(scheduler.step, generator=generator, eta=eta, return_dict=False)
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(start)
     denoiser.begin_run()
 
-    x = at_least_float32(x_T)
-    if start == 0:
-        x = x * getattr(scheduler, "init_noise_sigma", 1.0)
-    for i in logging.tqdm(range(start, end), desc=progress, disable=progress is None):
+    x = at_least_float32(x_T) * (1.0 if start > 0 else getattr(scheduler, "init_noise_sigma", 1.0))
+    for i in logging.tqdm(steps, desc=progress, disable=progress is None):
         t = timesteps[i]
-        # 1. What does the denoiser believe of x_0?
         alpha, sigma = (level.to(x) for level in noise_level(scheduler, i))
         denoiser.begin_step(i, len(timesteps), t)
         posterior = denoiser(x, alpha, sigma, cond)
         x0 = posterior.mean if clip_range is None else posterior.mean.clamp(-clip_range, clip_range)
-        # 2. Say it in the scheduler's words, and let it take the step.
         output = _scheduler_output(scheduler, x0, posterior, x, alpha, sigma)
         if isinstance(scheduler, EXPLODING):
             scheduler.scale_model_input(x, t)  # they want to be asked, though denoisers scale for themselves
-        x = scheduler.step(output, t, x, **step_options, return_dict=False)[0]
-        # 3. Let the caller look, and change x.
+        x = scheduler.step(output, t, x, **step_options)[0]
         if callback_on_step_end is not None:
             x = (callback_on_step_end(i, t, {"latents": x, "x0": x0}) or {}).get("latents", x)
     return x
@@ -185,14 +178,14 @@ def _prediction_type(scheduler: Any) -> str:
     if (asked == "v_prediction" and on_flow_line) or (asked == "flow_prediction" and not on_flow_line):
         raise UserError(
             f"{type(scheduler).__name__} with prediction_type {asked!r} and use_flow_sigmas={on_flow_line} "
-            "misreads any prediction: set 'flow_prediction' with use_flow_sigmas=True, or 'v_prediction' without"
+            "misreads any prediction: set flow_prediction with use_flow_sigmas=True, v_prediction without"
         )
     return {"flow_prediction": "flow", "original_sample": "sample"}.get(asked, asked)
 
 
 def _variance_type(scheduler: Any) -> str | None:
     """The variance that DDPM takes; the deterministic solvers throw theirs away."""
-    return scheduler.config.variance_type if isinstance(scheduler, diffusers.DDPMScheduler) else None
+    return scheduler.config.get("variance_type") if isinstance(scheduler, CHAIN) else None
 
 
 def _check_variance(denoiser: Denoiser | Guided, scheduler: Any) -> None:
@@ -201,6 +194,13 @@ def _check_variance(denoiser: Denoiser | Guided, scheduler: Any) -> None:
             f"the scheduler's variance_type is {_variance_type(scheduler)!r}, but the network learned "
             "no variance: choose 'fixed_small' or 'fixed_large'"
         )
+
+
+def _step_range(start: int, end: int | None, count: int) -> range:
+    end = count if end is None else end
+    if not 0 <= start <= end <= count:
+        raise UserError(f"steps {start} to {end} are not among the {count} of the scheduler, 0 to {count}")
+    return range(start, end)
 
 
 def _check_generators(generator: Generators, batch: int) -> None:

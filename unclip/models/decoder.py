@@ -1,12 +1,12 @@
-"""Decoder p(x | z_i, y): a small picture from a CLIP image embedding and, if wanted, the caption (unCLIP §2.1).
+"""Decoder p(x | z_i, y): a small picture from a CLIP image embedding and, if wanted, a caption (unCLIP §2.1).
 
-As in the paper z_i is added to the time embedding and becomes 4 context tokens beside the caption's; the U-Net of the
-paper is replaced by a plain adaLN-zero transformer over large patches (DiT; predicting the picture itself, JiT), with a
-thin convolutional skin at full resolution that removes the seams between patches. A noise level on z_i, known to the
-network (Stable unCLIP), makes it robust to the errors of a prior.
+As in the paper z_i is added to the time embedding and becomes 4 context tokens beside the caption's. The
+paper's U-Net is replaced by a plain adaLN-zero transformer over large patches (DiT; that predicts the picture
+itself: JiT) in a thin convolutional skin at full resolution, which removes the seams between patches. A noise
+level on z_i, known to the network (Stable unCLIP), makes it robust to the errors of a prior.
 
-Legend of shapes: B batch, S picture side, P patch side, G = S / P, T = G * G patch tokens, K context tokens of z_i,
-L text tokens, W width, D embedding size, C token-state size.
+Legend of shapes: B batch, S picture side, P patch side, G = S / P, T = G * G patch tokens, K context tokens
+of z_i, L text tokens, W width, D embedding size, C token-state size.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import math
 
 import torch
 import torch.nn.functional as F
-from diffusers import ConfigMixin, ModelMixin
-from diffusers.configuration_utils import register_to_config
+from diffusers import ModelMixin
+from diffusers.configuration_utils import ConfigMixin, register_to_config
 from torch import Tensor, nn
 
 from unclip.errors import UserError
@@ -24,7 +24,7 @@ from unclip.models.layers import (
     AdaLNBlock,
     ScalarEmbedding,
     ScaledEmbeddings,
-    check_text,
+    TokenInput,
     init_linear,
     modulate,
     sincos_positions_2d,
@@ -35,8 +35,8 @@ from unclip.models.layers import (
 class Decoder(ScaledEmbeddings, ModelMixin, ConfigMixin):
     """Transformer denoiser in pixels, conditioned on z_i and the caption.
 
-    `schedule` and `prediction_type` say how the network was trained, for whoever makes a denoiser of it; the network
-    itself only multiplies t by `time_scale` (1 for t in 0..999, 1000 for t in [0, 1]).
+    `schedule` and `prediction_type` say how the network was trained, for whoever makes a denoiser of it; the
+    network itself only multiplies t by `time_scale` (1 for t in 0..999, 1000 for t in [0, 1]).
     """
 
     @register_to_config
@@ -59,10 +59,13 @@ class Decoder(ScaledEmbeddings, ModelMixin, ConfigMixin):
         prediction_type: str = "sample",
     ) -> None:
         super().__init__()
-        if sample_size % patch_size or width % 4:
+        if sample_size % patch_size:
             raise UserError(
-                f"sample_size must be a multiple of patch_size and width of 4, got {sample_size}, {patch_size}, {width}"
+                f"sample_size must be a multiple of patch_size, got {sample_size} and {patch_size}"
             )
+        if width % 4:
+            raise UserError(f"width must be a multiple of 4, got {width}")
+        self.sample_size, self.patch_size, self.width = sample_size, patch_size, width
         self.register_embed_statistics(embed_dim)
         positions = sincos_positions_2d(sample_size // patch_size, width)
         self.register_buffer("positions", positions, persistent=False)
@@ -73,12 +76,12 @@ class Decoder(ScaledEmbeddings, ModelMixin, ConfigMixin):
         self.level_in = ScalarEmbedding(width, 1000.0)
         self.image_to_time = nn.Linear(embed_dim, width)
         self.image_to_context = nn.Linear(embed_dim, context_tokens * width)
-        self.token_norm = nn.LayerNorm(token_dim)
-        self.token_in = nn.Linear(token_dim, width)
+        self.token_in = TokenInput(token_dim, width, max_text_tokens)
         self.null_image = nn.Parameter(torch.zeros(embed_dim))  # starts as the mean embedding
         self.null_text = nn.Parameter(torch.empty(width))
 
-        self.blocks = nn.ModuleList([AdaLNBlock(width, heads, dropout) for _ in range(layers)])
+        blocks = [AdaLNBlock(width, heads, dropout) for _ in range(layers)]
+        self.blocks = nn.ModuleList(blocks)
         self.modulation_out = nn.Linear(width, 2 * width)
         self.patch_out = nn.Linear(width, skin_channels * patch_size**2)
         self.skin_in = nn.Conv2d(skin_channels + stem_channels, skin_channels, 3, padding=1)
@@ -86,15 +89,15 @@ class Decoder(ScaledEmbeddings, ModelMixin, ConfigMixin):
 
         self.apply(init_linear)
         nn.init.normal_(self.null_text, std=0.02)
-        for block in self.blocks:
+        for block in blocks:
             zero_(block.modulation)
-        for layer in (self.modulation_out, self.skin_out):
-            zero_(layer)
+        zero_(self.modulation_out)
+        zero_(self.skin_out)
 
     def noise_image_embeds(self, z: Tensor, level: Tensor, noise: Tensor) -> Tensor:
         """Mix gaussian noise into image embeddings, in the scaled space and preserving its variance.
 
-        Args: z [B, D] of unit norm, level [B] in [0, 1] (0 = clean, 1 = noise only), noise [B, D] standard normal.
+        Args: z [B, D] of unit norm, level [B] in [0, 1] (1 = only noise), noise [B, D] standard normal.
         Returns: [B, D] to be passed to `forward` as `image_embeds`, together with the same `noise_level`.
         """
         angle = (level * (math.pi / 2))[:, None]
@@ -109,16 +112,14 @@ class Decoder(ScaledEmbeddings, ModelMixin, ConfigMixin):
             z = torch.where(drop_image[:, None], self.null_image, z)
             noise_level = noise_level.masked_fill(drop_image, 0.0)  # no embedding, no noise on it
         vector = self.time_in(t) + self.level_in(noise_level) + self.image_to_time(z)
-        return F.silu(vector), self.image_to_context(z).unflatten(1, (-1, self.config.width))
+        return F.silu(vector), self.image_to_context(z).unflatten(1, (-1, self.width))
 
     def _text(self, tokens: Tensor, mask: Tensor, drop_text: Tensor | None) -> tuple[Tensor, Tensor]:
         """Caption tokens [B, L, W] and which of them are real [B, L]; a dropped caption is one learned token.
 
         The token states already know their order, so they get no positions and may be padded on either side.
         """
-        check_text(tokens, mask, self.config.token_dim, self.config.max_text_tokens)
-        tokens = tokens.to(self.null_text.dtype).masked_fill(~mask[..., None], 0)  # padding may hold anything
-        tokens = self.token_in(self.token_norm(tokens))
+        tokens = self.token_in(tokens, mask)
         if drop_text is not None:
             only_first = torch.arange(mask.shape[1], device=mask.device) == 0
             tokens = torch.where(drop_text[:, None, None], self.null_text, tokens)
@@ -145,24 +146,25 @@ class Decoder(ScaledEmbeddings, ModelMixin, ConfigMixin):
             image_embeds: [B, D] of unit norm, or noised by `noise_image_embeds`; scaled inside.
             noise_level: [B] in [0, 1], how much noise `image_embeds` holds.
             text_tokens, text_mask: [B, L, C] token states of the caption and [B, L] bool, True = real token.
-            drop_image, drop_text: [B] bool, rows where the learned null embedding takes the place of z_i, the caption.
+            drop_image, drop_text: [B] bool, rows where a learned null stands for z_i, for the caption.
 
         Returns: [B, 3, S, S], the prediction (the clean picture when trained with prediction type "sample").
         """
         B, _, S, _ = x.shape
-        P = self.config.patch_size
-        if S != self.config.sample_size or x.shape[3] != S:
-            raise UserError(f"expected pictures of side {self.config.sample_size}, got {tuple(x.shape[2:])}")
-        condition, image_context = self._condition(t.expand(B), image_embeds, noise_level.expand(B), drop_image)
+        P, side = self.patch_size, self.sample_size
+        if x.shape[2:] != (side, side):
+            raise UserError(f"expected pictures of side {side}, got {tuple(x.shape[2:])}: resize them")
+        noise_level = noise_level.expand(B)
+        condition, image_context = self._condition(t.expand(B), image_embeds, noise_level, drop_image)
         text_context, text_mask = self._text(text_tokens, text_mask, drop_text)
 
         stem = self.stem(x.to(self.null_image.dtype))
         patches = F.pixel_unshuffle(stem, P).flatten(2).transpose(1, 2)  # [B, T, stem * P * P]
         T = patches.shape[1]
         h = torch.cat([self.patch_in(patches) + self.positions, image_context, text_context], dim=1)
-        seen = F.pad(text_mask, (h.shape[1] - text_mask.shape[1], 0), value=True)[:, None, None]  # [B, 1, 1, T + K + L]
+        seen = F.pad(text_mask, (h.shape[1] - text_mask.shape[1], 0), value=True)  # [B, T + K + L]
         for block in self.blocks:
-            h = block(h, condition, seen)
+            h = block(h, condition, seen[:, None, None])
         h = modulate(h[:, :T], *self.modulation_out(condition)[:, None].chunk(2, dim=-1))
         field = self.patch_out(h).transpose(1, 2).unflatten(2, (S // P, S // P))  # [B, skin * P * P, G, G]
         skin = torch.cat([F.pixel_shuffle(field, P), stem], dim=1)

@@ -1,4 +1,4 @@
-"""Pieces shared by the networks: sin-cos features, attention, feed-forward, adaLN-zero block, embedding scaling.
+"""Pieces shared by the networks: sin-cos features, attention, adaLN-zero block, scaling of embeddings.
 
 Legend of shapes: B batch, T tokens, W width, H heads, d = W / H, D embedding size.
 """
@@ -15,16 +15,15 @@ from unclip.errors import UserError
 
 
 def sincos(values: Tensor, dim: int, max_period: float = 10_000.0) -> Tensor:
-    """Sinusoidal features of scalars (Transformer, 2017, §3.5), [...] -> [..., dim] in float32; `dim` is even."""
-    frequencies = torch.exp(
-        torch.arange(dim // 2, dtype=torch.float32, device=values.device) * (-math.log(max_period) / (dim // 2))
-    )
+    """Sinusoidal features of scalars (Vaswani 2017, §3.5), [...] -> [..., dim] float32; `dim` is even."""
+    exponents = torch.arange(dim // 2, dtype=torch.float32, device=values.device) / (dim // 2)
+    frequencies = torch.exp(-math.log(max_period) * exponents)
     angles = values.float()[..., None] * frequencies
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
 def sincos_positions_2d(grid: int, dim: int) -> Tensor:
-    """Fixed positions of a grid x grid field in row-major order, [grid * grid, dim]; `dim` is a multiple of 4."""
+    """Fixed positions of a grid x grid field, row-major, [grid * grid, dim]; `dim` is a multiple of 4."""
     rows, columns = torch.meshgrid(torch.arange(grid), torch.arange(grid), indexing="ij")
     return torch.cat([sincos(rows.flatten(), dim // 2), sincos(columns.flatten(), dim // 2)], dim=-1)
 
@@ -35,10 +34,12 @@ class ScalarEmbedding(nn.Module):
     def __init__(self, dim: int, scale: float) -> None:
         super().__init__()
         self.dim, self.scale = dim, scale
-        self.mlp = nn.Sequential(nn.Linear(dim, dim), nn.SiLU(), nn.Linear(dim, dim))
+        self.inner = nn.Linear(dim, dim)
+        self.out = nn.Linear(dim, dim)
 
     def forward(self, value: Tensor) -> Tensor:  # [B] -> [B, dim]
-        return self.mlp(sincos(value.float() * self.scale, self.dim).to(self.mlp[0].weight.dtype))
+        features = sincos(value.float() * self.scale, self.dim).to(self.inner.weight.dtype)
+        return self.out(F.silu(self.inner(features)))
 
 
 class Attention(nn.Module):
@@ -64,7 +65,7 @@ class Attention(nn.Module):
         return self.query_norm(q), self.key_norm(k), v
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        """q [B, H, T, d] over k, v [B, H, S, d]; `mask` True = may be seen, broadcast to [B, H, T, S] -> [B, T, W]."""
+        """q [B, H, T, d] over k, v [B, H, S, d] -> [B, T, W]; mask [B, H, T, S] or broadcast, True = seen."""
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return self.out(y.transpose(1, 2).flatten(2))
 
@@ -73,7 +74,7 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """SwiGLU (Shazeer 2020); the hidden size keeps the parameter count of a plain 4 x MLP or a little less."""
+    """SwiGLU (Shazeer 2020), about as large as a plain MLP of hidden size 4 W."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -92,7 +93,10 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
 
 class AdaLNBlock(nn.Module):
-    """Transformer block whose norms are driven by a condition vector; starts as the identity (DiT, adaLN-zero)."""
+    """Transformer block whose norms are driven by a condition vector (DiT, Peebles & Xie 2023, adaLN-zero).
+
+    It starts as the identity once its user has set `modulation` to zero, after any other initialisation.
+    """
 
     def __init__(self, width: int, heads: int, dropout: float = 0.0) -> None:
         super().__init__()
@@ -102,7 +106,7 @@ class AdaLNBlock(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, condition: Tensor, mask: Tensor | None = None) -> Tensor:
-        """x [B, T, W], condition [B, W] (activated), mask True = may be seen, broadcast to [B, H, T, T] -> [B, T, W]."""
+        """x [B, T, W], condition [B, W] (activated), mask [B, H, T, T] or broadcast, True = seen."""
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(condition)[:, None].chunk(6, dim=-1)
         x = torch.addcmul(x, gate1, self.dropout(self.attention(modulate(x, shift1, scale1), mask)))
         return torch.addcmul(x, gate2, self.dropout(self.feed_forward(modulate(x, shift2, scale2))))
@@ -124,10 +128,10 @@ def zero_(module: nn.Linear | nn.Conv2d) -> None:
 
 
 class ScaledEmbeddings(nn.Module):
-    """Mix-in for networks that see CLIP image embeddings in a scaled space of zero mean and unit variance per dimension.
+    """Mix-in for networks that see image embeddings scaled to zero mean and unit variance in each dimension.
 
-    A unit-norm embedding of size D has entries of about 1/sqrt(D), far too small beside unit noise; unCLIP multiplies
-    by 17.2, here the statistics of the training set are stored with the weights as buffers [D].
+    A unit-norm embedding of size D has entries of about 1/sqrt(D), far too small beside unit noise; unCLIP
+    multiplies by 17.2, here the statistics of the training set are stored with the weights as buffers [D].
     """
 
     embed_mean: Tensor
@@ -141,8 +145,9 @@ class ScaledEmbeddings(nn.Module):
         """Store the mean and standard deviation [D] of the training set's image embeddings."""
         if mean.shape != self.embed_mean.shape or std.shape != self.embed_std.shape or not (std > 0).all():
             raise UserError(
-                f"embedding statistics must be a mean and a positive std of shape {tuple(self.embed_mean.shape)}, got "
-                f"{tuple(mean.shape)} and {tuple(std.shape)}: compute both from embeddings of this network's embed_dim"
+                f"expected a mean and a positive std of shape {tuple(self.embed_mean.shape)}, got "
+                f"{tuple(mean.shape)} and {tuple(std.shape)} with a smallest std of {std.min():.3g}: "
+                "compute both from embeddings of this network's embed_dim"
             )
         self.embed_mean.copy_(mean)
         self.embed_std.copy_(std)
@@ -156,12 +161,32 @@ class ScaledEmbeddings(nn.Module):
         return z * self.embed_std + self.embed_mean
 
 
-def check_text(tokens: Tensor, mask: Tensor, token_dim: int, max_tokens: int) -> None:
-    """Raise a UserError unless tokens [B, L, token_dim] and mask [B, L] bool fit together and L <= max_tokens."""
-    if tokens.ndim != 3 or tokens.shape[-1] != token_dim or mask.shape != tokens.shape[:2] or mask.dtype != torch.bool:
-        raise UserError(
-            f"expected text_tokens [B, L, {token_dim}] and a bool text_mask [B, L], got {tuple(tokens.shape)} and "
-            f"{mask.dtype} {tuple(mask.shape)}: encode the text with the CLIP model that the network was trained with"
-        )
-    if tokens.shape[1] > max_tokens:
-        raise UserError(f"expected at most {max_tokens} text tokens, got {tokens.shape[1]}: shorten the caption")
+class TokenInput(nn.Module):
+    """Token states of a caption [B, L, C] -> the width of the network [B, L, W]; checks what it is given."""
+
+    def __init__(self, token_dim: int, width: int, max_tokens: int) -> None:
+        super().__init__()
+        self.token_dim, self.max_tokens = token_dim, max_tokens
+        self.norm = nn.LayerNorm(token_dim)
+        self.linear = nn.Linear(token_dim, width)
+
+    def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """Raises UserError unless tokens [B, L, C] and mask [B, L] bool fit together and L <= max_tokens."""
+        shape = tuple(tokens.shape)
+        if (
+            len(shape) != 3
+            or shape[2] != self.token_dim
+            or mask.shape != shape[:2]
+            or mask.dtype != torch.bool
+        ):
+            raise UserError(
+                f"expected text_tokens [B, L, {self.token_dim}] and a bool text_mask [B, L], got {shape} and "
+                f"{mask.dtype} {tuple(mask.shape)}: encode it with the CLIP this network was trained with"
+            )
+        if shape[1] > self.max_tokens:
+            raise UserError(
+                f"expected at most {self.max_tokens} text tokens, got {shape[1]}: shorten the caption"
+            )
+        # Padding may hold anything, even not-a-number, which a mask in the attention would not stop.
+        tokens = tokens.to(self.linear.weight.dtype).masked_fill(~mask[..., None], 0)
+        return self.linear(self.norm(tokens))

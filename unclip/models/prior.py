@@ -1,8 +1,8 @@
 """Diffusion prior p(z_i | y): CLIP image embedding from a caption (unCLIP §2.2).
 
-A causal transformer over [text tokens, z_t, t, noised z_i, query]; its output at the learned query is the prediction of
-z_i itself, in the scaled space. Since [text tokens, z_t] come first and do not depend on t, their keys and values are
-the same at every denoising step and for every candidate: `prefix` computes them once.
+A causal transformer over [text tokens, z_t, t, noised z_i, query]; its output at the learned query is the
+prediction of z_i itself, in the scaled space. Since [text tokens, z_t] come first and do not depend on t,
+their keys and values are the same at every step and for every candidate: `prefix` computes them once.
 
 Legend of shapes: B batch, L text tokens, D embedding size, C token-state size, W width, H heads, d = W / H,
 N layers, T new tokens, S = tokens seen (prefix and new).
@@ -11,22 +11,30 @@ N layers, T new tokens, S = tokens seen (prefix and new).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
-from diffusers import ConfigMixin, ModelMixin
-from diffusers.configuration_utils import register_to_config
+from diffusers import ModelMixin
+from diffusers.configuration_utils import ConfigMixin, register_to_config
 from torch import Tensor, nn
 
 from unclip.errors import UserError
-from unclip.models.layers import Attention, FeedForward, ScalarEmbedding, ScaledEmbeddings, check_text, init_linear
+from unclip.models.layers import (
+    Attention,
+    FeedForward,
+    ScalarEmbedding,
+    ScaledEmbeddings,
+    TokenInput,
+    init_linear,
+)
 
 
 class PrefixCache(dict[str, Tensor]):
-    """Keys and values of [text tokens, z_t] in every layer: arguments of `DiffusionPrior.forward` in place of the text.
+    """Keys and values of [text tokens, z_t] in every layer, for `DiffusionPrior.forward` in place of the text.
 
-    A plain dict of batch-first tensors, so it serves as the conditions of a denoiser and two of equal length join by
-    torch.cat: `prefix_keys` and `prefix_values` [B, N, H, L+1, d], `text_mask` [B, L] bool.
+    A plain dict of batch-first tensors, so it serves as the conditions of a denoiser, and two of equal length
+    join by torch.cat: `prefix_keys` and `prefix_values` [B, N, H, L+1, d], `text_mask` [B, L] bool.
     """
 
     def repeat(self, n: int) -> PrefixCache:
@@ -65,14 +73,17 @@ class CausalBlock(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor, past: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """x [B, T, W], mask [B, 1, T, S], past keys and values [B, H, S-T, d] -> [B, T, W]."""
-        return self.advance(x, mask, *self.attention.heads_of(self.attention_norm(x)), past)
-
-    def advance(
-        self, x: Tensor, mask: Tensor, q: Tensor, k: Tensor, v: Tensor, past: tuple[Tensor, Tensor] | None = None
-    ) -> Tensor:
-        """The rest of the block once queries, keys and values of x are known."""
+        q, k, v = self.heads_of(x)
         if past is not None:
             k, v = torch.cat([past[0], k], dim=2), torch.cat([past[1], v], dim=2)
+        return self.advance(x, mask, q, k, v)
+
+    def heads_of(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of x, each [B, H, T, d]."""
+        return self.attention.heads_of(self.attention_norm(x))
+
+    def advance(self, x: Tensor, mask: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """The rest of the block once the queries of x and all keys and values are known."""
         x = x + self.dropout(self.attention.attend(q, k, v, mask))
         return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
 
@@ -80,8 +91,8 @@ class CausalBlock(nn.Module):
 class DiffusionPrior(ScaledEmbeddings, ModelMixin, ConfigMixin):
     """Predicts the scaled image embedding z_i from a noised one and a caption (unCLIP §2.2).
 
-    `schedule` and `prediction_type` say how the network was trained, for whoever makes a denoiser of it; the network
-    itself only multiplies t by `time_scale` (1 for t in 0..999, 1000 for t in [0, 1]).
+    `schedule` and `prediction_type` say how the network was trained, for whoever makes a denoiser of it; the
+    network itself only multiplies t by `time_scale` (1 for t in 0..999, 1000 for t in [0, 1]).
     """
 
     @register_to_config
@@ -100,8 +111,7 @@ class DiffusionPrior(ScaledEmbeddings, ModelMixin, ConfigMixin):
     ) -> None:
         super().__init__()
         self.register_embed_statistics(embed_dim)
-        self.token_norm = nn.LayerNorm(token_dim)
-        self.token_in = nn.Linear(token_dim, width)
+        self.token_in = TokenInput(token_dim, width, max_tokens)
         self.positions = nn.Parameter(torch.empty(max_tokens, width))
         self.text_embed_in = nn.Linear(embed_dim, width)
         self.time_in = ScalarEmbedding(width, time_scale)
@@ -116,26 +126,21 @@ class DiffusionPrior(ScaledEmbeddings, ModelMixin, ConfigMixin):
 
     def _prefix_tokens(self, text_tokens: Tensor, text_mask: Tensor, text_embeds: Tensor) -> Tensor:
         """[text tokens, z_t] -> [B, L+1, W]. Positions count real tokens only, so padding shifts nothing."""
-        config = self.config
-        check_text(text_tokens, text_mask, config.token_dim, config.max_tokens)
-        dtype = self.query.dtype
-        text_tokens = text_tokens.to(dtype).masked_fill(~text_mask[..., None], 0)  # padding may hold anything
+        tokens = self.token_in(text_tokens, text_mask)
         places = (text_mask.cumsum(dim=1) - 1).clamp(min=0)
-        tokens = self.token_in(self.token_norm(text_tokens)) + self.positions[places]
         # Unit norm -> unit variance per dimension, the scale of the other inputs.
-        z_t = self.text_embed_in(text_embeds.to(dtype) * config.embed_dim**0.5)
-        return torch.cat([tokens, z_t[:, None]], dim=1)
+        z_t = self.text_embed_in(text_embeds.to(self.query.dtype) * text_embeds.shape[1] ** 0.5)
+        return torch.cat([tokens + self.positions[places], z_t[:, None]], dim=1)
 
     def _step_tokens(self, x: Tensor, t: Tensor) -> Tensor:
         """[t, noised z_i, query] -> [B, 3, W]."""
-        B, D = x.shape
-        return torch.stack(
-            [self.time_in(t.expand(B)), self.noised_in(x.to(self.query.dtype)), self.query.expand(B, -1)], dim=1
-        )
+        B = x.shape[0]
+        z_i = self.noised_in(x.to(self.query.dtype))
+        return torch.stack([self.time_in(t.expand(B)), z_i, self.query.expand(B, -1)], dim=1)
 
     @staticmethod
     def _mask(text_mask: Tensor, T: int, S: int) -> Tensor:
-        """What the last T of S tokens may see, [B, 1, T, S]: themselves and every earlier token but padding."""
+        """What the last T of S tokens see, [B, 1, T, S]: themselves and every earlier token but padding."""
         real = F.pad(text_mask, (0, S - text_mask.shape[1]), value=True)  # [B, S]
         rows = torch.arange(S - T, S, device=text_mask.device)[:, None]
         columns = torch.arange(S, device=text_mask.device)
@@ -143,22 +148,24 @@ class DiffusionPrior(ScaledEmbeddings, ModelMixin, ConfigMixin):
         return ((columns < rows) & real[:, None] | (columns == rows))[:, None]
 
     def prefix(self, text_tokens: Tensor, text_mask: Tensor, text_embeds: Tensor) -> PrefixCache:
-        """Keys and values of [text tokens, z_t], to be handed to `forward` at every step in place of the text.
+        """Keys and values of [text tokens, z_t], to be given to `forward` at every step in place of the text.
 
-        Args: text_tokens [B, L, C], text_mask [B, L] bool (True = real token), text_embeds [B, D] of unit norm.
+        Args: text_tokens [B, L, C], text_mask [B, L] bool (True = real), text_embeds [B, D] of unit norm.
         """
         x = self._prefix_tokens(text_tokens, text_mask, text_embeds)
         S = x.shape[1]
         mask = self._mask(text_mask, S, S)
         keys, values = [], []
-        for i, block in enumerate(self.blocks):
-            q, k, v = block.attention.heads_of(block.attention_norm(x))
+        for i, block in enumerate(cast("list[CausalBlock]", self.blocks)):
+            q, k, v = block.heads_of(x)
             keys.append(k)
             values.append(v)
             if i + 1 < len(self.blocks):  # nothing reads the prefix behind the last layer
                 x = block.advance(x, mask, q, k, v)
         return PrefixCache(
-            prefix_keys=torch.stack(keys, dim=1), prefix_values=torch.stack(values, dim=1), text_mask=text_mask
+            prefix_keys=torch.stack(keys, dim=1),
+            prefix_values=torch.stack(values, dim=1),
+            text_mask=text_mask,
         )
 
     def forward(
@@ -177,16 +184,21 @@ class DiffusionPrior(ScaledEmbeddings, ModelMixin, ConfigMixin):
         Args:
             x: [B, D], noised image embedding in the scaled space (see `normalize`).
             t: [B], time in the units of the training schedule.
-            text_mask, text_tokens, text_embeds: [B, L] bool, [B, L, C], [B, D] of unit norm; or instead of the last two
-            prefix_keys, prefix_values: the tensors made by `prefix`, used as `forward(x, t, **prefix)`.
+            text_mask: [B, L] bool, True = real token.
+            text_tokens, text_embeds: [B, L, C] token states and [B, D] of unit norm; or, in their place,
+            prefix_keys, prefix_values: the tensors made by `prefix`, as in `forward(x, t, **prefix)`.
 
-        Returns: [B, D], the clean embedding in the scaled space. Raises UserError if neither text nor a prefix of as many rows is given.
+        Returns: [B, D], the clean embedding in the scaled space.
+        Raises: UserError if neither the text nor a prefix of as many rows is given.
         """
         steps = self._step_tokens(x, t)
         pasts: list[tuple[Tensor, Tensor] | None]
         if prefix_keys is not None and prefix_values is not None:
             if len(prefix_keys) != len(x):
-                raise UserError(f"prefix of {len(prefix_keys)} rows for x of {len(x)}: use PrefixCache.repeat or cat")
+                raise UserError(
+                    f"expected a prefix of {len(x)} rows, as many as x, got {len(prefix_keys)}: "
+                    "give every candidate its own by PrefixCache.repeat"
+                )
             h = steps
             mask = self._mask(text_mask, 3, 3 + prefix_keys.shape[3])
             pasts = list(zip(prefix_keys.unbind(1), prefix_values.unbind(1), strict=True))
@@ -195,7 +207,9 @@ class DiffusionPrior(ScaledEmbeddings, ModelMixin, ConfigMixin):
             mask = self._mask(text_mask, h.shape[1], h.shape[1])
             pasts = [None] * len(self.blocks)
         else:
-            raise UserError("the prior needs text_tokens and text_embeds, or prefix_keys and prefix_values from prefix()")
+            raise UserError(
+                "expected text_tokens and text_embeds, or the prefix that prefix() makes of them, got neither"
+            )
         for block, past in zip(self.blocks, pasts, strict=True):
             h = block(h, mask, past)
         return self.out(self.norm_out(h[:, -1]))

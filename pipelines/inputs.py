@@ -1,0 +1,184 @@
+"""What a call of a pipeline may be given: everything is checked here, before anything slow is done."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from unclip.errors import UserError
+
+OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The numbers that shape a picture, besides prompt and seed. Their defaults belong to the model's config."""
+
+    prior_num_inference_steps: int
+    decoder_num_inference_steps: int
+    upsampler_num_inference_steps: int
+    prior_guidance_scale: float
+    decoder_guidance_scale: float
+    num_prior_candidates: int
+    noise_level: float
+    upsampler_noise_level: float
+
+    @classmethod
+    def of(cls, defaults: Mapping[str, Any], given: Mapping[str, Any]) -> Settings:
+        """What is given and not None, else the default.
+
+        Raises:
+            UserError: an unknown name or a value out of range.
+        """
+        names = [field.name for field in fields(cls)]
+        if unknown := sorted(given.keys() - set(names)):
+            raise UserError(f"unknown setting {unknown[0]!r}: choose from {', '.join(names)}")
+        chosen = {name: value for name, value in given.items() if value is not None}
+        return cls(**{name: chosen.get(name, defaults[name]) for name in names})
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            name, value = field.name, getattr(self, field.name)
+            if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
+                raise UserError(f"{name} must be a number, got {value!r}")
+            if name.startswith("num_") or name.endswith("_steps"):
+                if value != int(value) or value < 1:
+                    raise UserError(f"{name} must be a whole number of at least 1, got {value!r}")
+            elif name.endswith("_scale"):
+                if value < 0:
+                    raise UserError(f"{name} must be 0 or more (1 = no guidance), got {value!r}")
+            elif not 0 <= value <= 1:
+                raise UserError(f"{name} must lie between 0 (clean) and 1 (noise only), got {value!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """A checked call: P captions or embeddings, each to be pictured `images_per_prompt` times."""
+
+    prompts: list[str] | None
+    negatives: list[str] | None  # P of them
+    image_embeds: Tensor | None  # [P, D] of unit norm
+    images_per_prompt: int
+    size: int
+    output_type: str
+
+    @property
+    def count(self) -> int:
+        """P."""
+        if self.prompts is not None:
+            return len(self.prompts)
+        assert self.image_embeds is not None
+        return len(self.image_embeds)
+
+
+def check_request(
+    *,
+    prompt: str | Sequence[str] | None,
+    negative_prompt: str | Sequence[str] | None,
+    image_embeds: Tensor | None,
+    num_images_per_prompt: int,
+    generator: torch.Generator | Sequence[torch.Generator] | None,
+    output_type: str,
+    size: int,
+    embed_dim: int,
+) -> Request:
+    """Check all that a caller gives besides settings.
+
+    Raises:
+        UserError: in one line, what was expected, what came and the remedy.
+    """
+    if prompt is None and image_embeds is None:
+        raise UserError("nothing to draw: give prompt, image_embeds or both")
+    if isinstance(num_images_per_prompt, bool) or not isinstance(num_images_per_prompt, int) or num_images_per_prompt < 1:
+        raise UserError(f"num_images_per_prompt must be a whole number of at least 1, got {num_images_per_prompt!r}")
+    if output_type not in OUTPUT_TYPES:
+        raise UserError(f"unknown output_type {output_type!r}: choose one of {', '.join(OUTPUT_TYPES)}")
+    prompts = None if prompt is None else prompt_list(prompt)
+    if image_embeds is not None:
+        image_embeds = _check_embeds(image_embeds, embed_dim, None if prompts is None else len(prompts))
+    request = Request(
+        prompts=prompts,
+        negatives=None,
+        image_embeds=image_embeds,
+        images_per_prompt=num_images_per_prompt,
+        size=size,
+        output_type=output_type,
+    )
+    _check_generators(generator, request.count * num_images_per_prompt)
+    if negative_prompt is None:
+        return request
+    return Request(**{**vars(request), "negatives": _negatives(negative_prompt, request.count)})
+
+
+def prompt_list(prompt: str | Sequence[str]) -> list[str]:
+    """One or several captions as a list; none of them empty."""
+    prompts = [prompt] if isinstance(prompt, str) else prompt
+    if not isinstance(prompts, (list, tuple)):
+        raise UserError(f"prompt must be a string or a list of strings, got {type(prompt).__name__}")
+    if not prompts:
+        raise UserError("prompt is an empty list: give at least one caption")
+    for each in prompts:
+        if not isinstance(each, str):
+            raise UserError(f"prompt must be a string or a list of strings, got one of type {type(each).__name__}")
+        if not each.strip():
+            raise UserError("prompt is empty: say what to draw, e.g. 'a red apple'")
+    return list(prompts)
+
+
+def choose_size(sizes: Sequence[int], size: int | None, height: int | None, width: int | None) -> int:
+    """The side of the pictures; by default that of the first upsampler, or the decoder's own.
+
+    Raises:
+        UserError: not square, contradictory, or not among `sizes`.
+    """
+    wanted = {value for value in (size, height, width) if value is not None}
+    if not wanted:
+        return sizes[min(1, len(sizes) - 1)]
+    offered = ", ".join(map(str, sizes))
+    if len(wanted) > 1:
+        raise UserError(f"size, height and width must agree, got {size}, {height}, {width}: pictures are square ({offered})")
+    (side,) = wanted
+    if side not in sizes:
+        raise UserError(f"size {side!r} is not offered: this model makes {offered}")
+    return int(side)
+
+
+def _negatives(negative: str | Sequence[str], count: int) -> list[str]:
+    """One caption for each of `count`; "" stands for none."""
+    negatives = [negative] * count if isinstance(negative, str) else negative
+    if not isinstance(negatives, (list, tuple)) or not all(isinstance(each, str) for each in negatives):
+        raise UserError(f"negative_prompt must be a string or a list of strings, got {type(negative).__name__}")
+    if len(negatives) != count:
+        raise UserError(f"got {len(negatives)} negative prompts for {count} prompts: give one for each, or a single string")
+    return list(negatives)
+
+
+def _check_embeds(embeds: Tensor, embed_dim: int, prompts: int | None) -> Tensor:
+    if not isinstance(embeds, Tensor) or embeds.ndim != 2 or embeds.shape[1] != embed_dim or len(embeds) == 0:
+        got = tuple(embeds.shape) if isinstance(embeds, Tensor) else type(embeds).__name__
+        raise UserError(f"image_embeds must be a tensor [N, {embed_dim}], got {got}")
+    if prompts is not None and len(embeds) not in (1, prompts):
+        raise UserError(f"got {len(embeds)} image_embeds for {prompts} prompts: give one for each, or a single one")
+    embeds = embeds.detach().float()
+    norms = embeds.norm(dim=-1)
+    if not bool((norms.isfinite() & (norms > 0)).all()):
+        raise UserError("image_embeds holds a row that is zero or not finite: give directions in CLIP's space")
+    return F.normalize(embeds, dim=-1).expand(prompts or len(embeds), -1)
+
+
+def _check_generators(generator: Any, pictures: int) -> None:
+    if generator is None or isinstance(generator, torch.Generator):
+        return
+    if not isinstance(generator, (list, tuple)) or not all(isinstance(each, torch.Generator) for each in generator):
+        raise UserError(
+            f"generator must be a torch.Generator or a list of them, got {type(generator).__name__}: "
+            "use torch.Generator().manual_seed(0)"
+        )
+    if len(generator) != pictures:
+        raise UserError(f"got {len(generator)} generators for {pictures} pictures: give one for each, or a single one")

@@ -1,0 +1,113 @@
+"""Finding a model and saying in one line what is wrong with it, before anything slow is done."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import unclip
+from unclip.errors import UserError
+
+EMBEDDED = Path(unclip.__file__).parent / "weights" / "emoji"
+INDEX = "model_index.json"
+SAFETENSORS_HEADER_LIMIT = 100_000_000  # bytes, as in the safetensors library
+
+
+def locate(model: str | Path | None) -> str:
+    """Where a model lies: the embedded one for None, a checked folder, or the id of a hub repository as it is.
+
+    Raises:
+        UserError: no such folder, or one that is not a whole pipeline.
+    """
+    if model is None:
+        if not (EMBEDDED / INDEX).is_file():
+            raise UserError(f"the embedded model is missing at {EMBEDDED}: reinstall unclip, or name a model folder")
+        model = EMBEDDED
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        check_pipeline_folder(folder)
+        return str(folder)
+    name = str(model)
+    if isinstance(model, Path) or name.startswith((".", "/", "~")) or name.count("/") != 1:
+        raise UserError(f"no model folder at {name}: give a folder with a {INDEX}, or a hub id (owner/name)")
+    return name
+
+
+def components(folder: Path) -> dict[str, str]:
+    """Component -> class name of a pipeline folder, without those that are absent.
+
+    Raises:
+        UserError: no index, or a damaged one.
+    """
+    return {
+        name: value[1]
+        for name, value in read_index(folder).items()
+        if isinstance(value, list) and not name.startswith("_") and value[1] is not None
+    }
+
+
+def read_index(folder: Path) -> dict[str, Any]:
+    """The model_index.json of a pipeline folder.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
+    path = folder / INDEX
+    if not path.is_file():
+        hint = "; it holds one network: build a pipeline with `unclip assemble`" if (folder / "config.json").is_file() else ""
+        raise UserError(f"no {INDEX} in {folder}: not a pipeline folder{hint}")
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}): copy or download the model again") from error
+    if not isinstance(index, dict):
+        raise UserError(f"{path} is damaged (not a JSON object): copy or download the model again")
+    return index
+
+
+def check_pipeline_folder(folder: Path) -> None:
+    """Look whether every component is there and every weights file whole.
+
+    Raises:
+        UserError: naming the first file that is missing or cut off.
+    """
+    for name, kind in components(folder).items():
+        part = folder / name
+        if "Scheduler" in kind:
+            wanted = [part / "scheduler_config.json"]
+        else:
+            weights = sorted(part.glob("*.safetensors"))
+            wanted = [part / "config.json", *(weights or [part / "diffusion_pytorch_model.safetensors"])]
+        for path in wanted:
+            if not path.is_file():
+                raise UserError(f"{path} is missing: copy or download the model again, or assemble it anew")
+            if path.suffix == ".safetensors":
+                tensors(path)
+
+
+def tensors(path: Path) -> dict[str, dict[str, Any]]:
+    """Name -> {"dtype", "shape", …} of the tensors in a safetensors file, from its header alone.
+
+    Raises:
+        UserError: the file is cut off or not safetensors at all.
+    """
+    remedy = "copy or download the model again"
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(8)
+        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+        if not 2 <= length <= SAFETENSORS_HEADER_LIMIT:
+            raise UserError(f"{path} is no safetensors file ({size} bytes): {remedy}")
+        header = file.read(length)
+    if len(header) < length:
+        raise UserError(f"{path} is truncated: its header alone has {length + 8} bytes, the file {size}; {remedy}")
+    try:
+        entries = {name: entry for name, entry in json.loads(header).items() if name != "__metadata__"}
+        expected = 8 + length + max((entry["data_offsets"][1] for entry in entries.values()), default=0)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is no safetensors file (its header is unreadable): {remedy}") from error
+    if size < expected:
+        raise UserError(f"{path} is truncated: expected {expected} bytes, got {size}; {remedy}")
+    return entries

@@ -1,0 +1,206 @@
+"""The stages of unCLIP as functions: prior, decoder, upsampler, each one call of the denoising loop.
+
+Pipelines compose them; none of them knows a pipeline. A network says in its config which schedule and prediction type
+it was trained with, so any of diffusers' schedulers samples any of them.
+
+Shapes: B pictures, D embedding size, C token-state size, L text tokens, S side of the decoder's picture, f factor.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from unclip.clip import TextEncoding
+from unclip.diffusion import Denoiser, Guided, classifier_free, denoise, initial_noise, make_schedule
+from unclip.models import Decoder, DiffusionPrior, Upsampler
+
+StepCallback = Callable[[int, Tensor, dict[str, Tensor]], "dict[str, Tensor] | None"]
+
+# Pictures are made in groups of at most this many pixels: at 1024 px one at a time, at 64 px 256 of them.
+PIXELS_AT_ONCE = 1024 * 1024
+
+
+class ImageSeed(NamedTuple):
+    """What all chance of one picture comes from, on every device and in every batch."""
+
+    base: int
+    index: int
+
+    def generator(self, *purpose: str | int) -> torch.Generator:
+        """A generator of its own for each purpose, so that no stage shifts the noise of another."""
+        digest = hashlib.sha256(repr((self.base, self.index, *purpose)).encode()).digest()
+        return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+
+def image_seeds(
+    generator: torch.Generator | Sequence[torch.Generator] | None, prompts: int, images_per_prompt: int
+) -> list[ImageSeed]:
+    """The seeds of all pictures of a call, those of the first prompt first.
+
+    One generator gives every prompt the same pictures that it would get alone: the k-th of each depends on the generator
+    and k only. A list has one for each picture. Without a generator the global one gives each picture a seed of its own.
+    """
+    if generator is None:
+        return [ImageSeed(_draw(None), 0) for _ in range(prompts * images_per_prompt)]
+    if isinstance(generator, torch.Generator):
+        base = _draw(generator)
+        return [ImageSeed(base, k) for _ in range(prompts) for k in range(images_per_prompt)]
+    return [ImageSeed(_draw(each), 0) for each in generator]
+
+
+def _draw(generator: torch.Generator | None) -> int:
+    device = None if generator is None else generator.device
+    return int(torch.randint(2**62, (), generator=generator, device=device))
+
+
+def groups(count: int, side: int) -> list[slice]:
+    """Slices of `count` pictures of `side` pixels, no group larger than PIXELS_AT_ONCE."""
+    size = max(1, PIXELS_AT_ONCE // side**2)
+    return [slice(start, start + size) for start in range(0, count, size)]
+
+
+def rows(encoding: TextEncoding, which: slice) -> TextEncoding:
+    """Some rows of an encoding."""
+    return TextEncoding(*(tensor[which] for tensor in encoding))
+
+
+def repeat(encoding: TextEncoding, times: int) -> TextEncoding:
+    """Each row `times` times in succession."""
+    return TextEncoding(*(tensor.repeat_interleave(times, dim=0) for tensor in encoding))
+
+
+def denoiser_of(network: Any) -> Denoiser:
+    """The denoiser that a network's config describes."""
+    return Denoiser(network, make_schedule(network.config.schedule), network.config.prediction_type)
+
+
+def _guided(network: Any, scale: float, uncond: dict[str, Tensor]) -> Denoiser | Guided:
+    denoiser = denoiser_of(network)
+    return denoiser if scale == 1 else Guided(denoiser, classifier_free(scale), uncond)
+
+
+def sample_prior(
+    prior: DiffusionPrior,
+    scheduler: Any,
+    text: TextEncoding,
+    negative: TextEncoding,
+    seeds: Sequence[ImageSeed],
+    *,
+    num_inference_steps: int,
+    guidance_scale: float,
+    num_candidates: int,
+    on_step: StepCallback | None = None,
+) -> Tensor:
+    """Draw image embeddings from captions and keep the best of `num_candidates` each (unCLIP §2.2).
+
+    Args:
+        text: of P captions; B is a multiple of P.
+        negative: of what takes the unconditional branch's place, P rows or 1; the encoding of "" for nothing.
+        seeds: of B pictures, those of the first caption first.
+
+    Returns: [B, D] of unit norm: of each picture's candidates the z_i with the largest z_i · z_t.
+    """
+    B, D, P, n = len(seeds), prior.config.embed_dim, len(text.embeds), num_candidates
+    cond, uncond = (prior.prefix(each.tokens, each.mask, each.embeds) for each in (text, negative))
+    length = max(cond["text_mask"].shape[1], uncond["text_mask"].shape[1])
+    cond, uncond = (cache.pad_to(length).repeat(n * B // len(cache["text_mask"])) for cache in (cond, uncond))
+    generators = [seed.generator("prior", candidate) for seed in seeds for candidate in range(n)]
+    z = denoise(
+        _guided(prior, guidance_scale, uncond),
+        scheduler,
+        initial_noise((B * n, D), generators, prior.device),
+        cond=cond,
+        num_inference_steps=num_inference_steps,
+        generator=generators,
+        callback_on_step_end=on_step,
+    )
+    z = F.normalize(prior.denormalize(z), dim=-1).view(B, n, D)
+    z_t = text.embeds.to(z).repeat_interleave(B // P, dim=0)
+    best = (z * z_t[:, None]).sum(-1).argmax(dim=1)
+    return z[torch.arange(B, device=z.device), best]
+
+
+def sample_decoder(
+    decoder: Decoder,
+    scheduler: Any,
+    image_embeds: Tensor,
+    text: TextEncoding | None,
+    negative: TextEncoding | None,
+    seeds: Sequence[ImageSeed],
+    *,
+    num_inference_steps: int,
+    guidance_scale: float,
+    noise_level: float = 0.0,
+    on_step: StepCallback | None = None,
+) -> Tensor:
+    """Decode image embeddings (unCLIP §2.1); the unconditional branch has neither embedding nor caption.
+
+    Args:
+        image_embeds: [B, D] of unit norm.
+        text: of the captions, B rows; None for none.
+        negative: captions of the unconditional branch, B rows; None for none.
+        noise_level: in [0, 1], how much noise is mixed into the embeddings first: more of it, more freedom.
+
+    Returns: [B, 3, S, S] in [-1, 1].
+    """
+    B, S, device = len(image_embeds), decoder.config.sample_size, decoder.device
+    level = torch.full((B,), noise_level, device=device)
+    noise = initial_noise(image_embeds.shape, [seed.generator("noise_level") for seed in seeds], device)
+    generators = [seed.generator("decoder") for seed in seeds]
+    keep = torch.zeros(B, dtype=torch.bool, device=device)
+
+    def caption(encoding: TextEncoding | None) -> dict[str, Tensor]:
+        if encoding is None:  # the decoder puts its null caption there
+            nothing = torch.zeros(B, 1, decoder.config.token_dim, device=device)
+            return {"text_tokens": nothing, "text_mask": ~keep[:, None], "drop_text": ~keep}
+        return {"text_tokens": encoding.tokens, "text_mask": encoding.mask, "drop_text": keep}
+
+    noised = decoder.noise_image_embeds(image_embeds.to(device), level, noise)
+    cond = {"image_embeds": noised, "noise_level": level, "drop_image": keep, **caption(text)}
+    return denoise(
+        _guided(decoder, guidance_scale, {"drop_image": ~keep, **caption(negative)}),
+        scheduler,
+        initial_noise((B, 3, S, S), generators, device),
+        cond=cond,
+        num_inference_steps=num_inference_steps,
+        generator=generators,
+        clip_range=1.0,
+        callback_on_step_end=on_step,
+    )
+
+
+def sample_upsampler(
+    upsampler: Upsampler,
+    scheduler: Any,
+    low_res: Tensor,
+    seeds: Sequence[ImageSeed],
+    *,
+    num_inference_steps: int,
+    noise_level: float = 0.0,
+    on_step: StepCallback | None = None,
+) -> Tensor:
+    """Enlarge pictures [B, 3, H, W] in [-1, 1] to [B, 3, f·H, f·W] (unCLIP §2.1).
+
+    `noise_level` in [0, 1] tells the network how damaged to think the small pictures; nothing is added to them.
+    """
+    B, _, H, W = low_res.shape
+    f = upsampler.config.factor
+    low_res = low_res.to(upsampler.device).clamp(-1, 1)
+    # The size keeps two upsamplers that run one after the other from drawing the same noise.
+    generators = [seed.generator("upsampler", f * H) for seed in seeds]
+    return denoise(
+        denoiser_of(upsampler),
+        scheduler,
+        initial_noise((B, 3, f * H, f * W), generators, upsampler.device),
+        cond={"low_res": low_res, "noise_level": low_res.new_full((B,), noise_level)},
+        num_inference_steps=num_inference_steps,
+        generator=generators,
+        clip_range=1.0,
+        callback_on_step_end=on_step,
+    )

@@ -1,0 +1,182 @@
+"""Presets: functions that return the configuration of a stage.
+
+Each docstring gives the command, the hardware, the hours and the figure to expect. Keys are overridden on the command
+line as `key=value`. A preset says only what differs from the defaults of `TrainConfig`, the task and the network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from unclip.errors import UserError
+
+from .config import TrainConfig
+
+
+def decoder_emoji() -> TrainConfig:
+    """Decoder at 64 px, 10M parameters.
+
+    unclip train decoder --preset emoji --data DATA --output RUN cache=CACHE
+    """
+    return TrainConfig(
+        stage="decoder",
+        preset="emoji",
+        steps=7_500,
+        batch_size=16,
+        learning_rate=5e-4,
+        validate_every_steps=1_000,
+        model={"sample_size": 64, "patch_size": 8, "width": 256, "layers": 8, "heads": 4},
+    )
+
+
+def decoder_tiny() -> TrainConfig:
+    """Decoder at 16 px for tests: seconds on a CPU; random CLIP.
+
+    unclip train decoder --preset tiny --data tests/fixtures/emoji-fixture.tar --output RUN
+    """
+    return TrainConfig(
+        stage="decoder",
+        preset="tiny",
+        clip="random",
+        steps=50,
+        batch_size=16,
+        learning_rate=2e-3,
+        warmup_steps=5,
+        log_every_steps=10,
+        model={"sample_size": 16, "patch_size": 4, "width": 32, "layers": 2, "heads": 2},
+        task={"held_out": 8, "pictures": 4, "picture_steps": 3},
+    )
+
+
+def prior_emoji() -> TrainConfig:
+    """Diffusion prior, 6M parameters.
+
+    unclip train prior --preset emoji --data DATA --output RUN cache=CACHE clip=CLIP
+    """
+    return TrainConfig(
+        stage="prior",
+        preset="emoji",
+        steps=12_000,
+        batch_size=64,
+        learning_rate=5e-4,
+        decay_fraction=0.5,
+        weight_decay=0.06,
+        betas=(0.9, 0.96),
+        log_every_steps=100,
+        validate_every_steps=1_000,
+        model={"width": 256, "layers": 6, "heads": 4},
+    )
+
+
+def prior_tiny() -> TrainConfig:
+    """Prior for tests: seconds on a CPU; random CLIP.
+
+    unclip train prior --preset tiny --data tests/fixtures/emoji-fixture.tar --output RUN
+    """
+    return TrainConfig(
+        stage="prior",
+        preset="tiny",
+        clip="random",
+        steps=50,
+        batch_size=16,
+        learning_rate=2e-3,
+        warmup_steps=5,
+        log_every_steps=10,
+        model={"width": 32, "layers": 2, "heads": 2},
+        task={"held_out": 8, "sampling_steps": 3},
+    )
+
+
+def upsampler_256_emoji() -> TrainConfig:
+    """Upsampler 64 -> 256.
+
+    unclip train upsampler-256 --preset emoji --data DATA --output RUN
+    """
+    return TrainConfig(
+        stage="upsampler-256",
+        preset="emoji",
+        steps=8_000,
+        batch_size=8,
+        learning_rate=5e-4,
+        warmup_steps=200,
+        num_workers=1,
+        validate_every_steps=1_000,
+        model={"factor": 4, "channels": [64, 96]},
+    )
+
+
+def upsampler_1024_emoji() -> TrainConfig:
+    """Upsampler 256 -> 1024, on crops drawn from SVG.
+
+    unclip train upsampler-1024 --preset emoji --data DATA --output RUN
+    """
+    return TrainConfig(
+        stage="upsampler-1024",
+        preset="emoji",
+        steps=4_000,
+        batch_size=4,
+        learning_rate=5e-4,
+        warmup_steps=200,
+        num_workers=1,
+        validate_every_steps=1_000,
+        model={"factor": 4, "channels": [32, 48]},
+        # The glossy pictures are full of filters: a second each at this size.
+        task={"crop": 256, "skip_styles": ["glossy"]},
+    )
+
+
+def _upsampler_tiny(stage: str, crop: int) -> TrainConfig:
+    return TrainConfig(
+        stage=stage,
+        preset="tiny",
+        steps=30,
+        batch_size=4,
+        learning_rate=2e-3,
+        warmup_steps=5,
+        log_every_steps=10,
+        model={"factor": 4, "channels": [8, 16], "blocks": 1, "embed_channels": 16, "skin_channels": 4},
+        task={"crop": crop, "held_out": 4, "pictures": 2, "picture_steps": 2},
+    )
+
+
+def upsampler_256_tiny() -> TrainConfig:
+    """Upsampler 64 -> 256 for tests: seconds on a CPU.
+
+    unclip train upsampler-256 --preset tiny --data tests/fixtures/emoji-fixture.tar --output RUN
+    """
+    return _upsampler_tiny("upsampler-256", crop=32)
+
+
+def upsampler_1024_tiny() -> TrainConfig:
+    """Upsampler 256 -> 1024 for tests: seconds on a CPU.
+
+    unclip train upsampler-1024 --preset tiny --data tests/fixtures/emoji-fixture.tar --output RUN
+    """
+    return _upsampler_tiny("upsampler-1024", crop=64)
+
+
+PRESETS: dict[tuple[str, str], Callable[[], TrainConfig]] = {
+    ("prior", "emoji"): prior_emoji,
+    ("prior", "tiny"): prior_tiny,
+    ("decoder", "emoji"): decoder_emoji,
+    ("decoder", "tiny"): decoder_tiny,
+    ("upsampler-256", "emoji"): upsampler_256_emoji,
+    ("upsampler-256", "tiny"): upsampler_256_tiny,
+    ("upsampler-1024", "emoji"): upsampler_1024_emoji,
+    ("upsampler-1024", "tiny"): upsampler_1024_tiny,
+}
+
+
+def preset(stage: str, name: str) -> TrainConfig:
+    """The configuration of a preset.
+
+    Raises:
+        UserError: the stage has no preset of that name.
+    """
+    if (stage, name) not in PRESETS:
+        stages = sorted({known for known, _ in PRESETS})
+        if stage not in stages:
+            raise UserError(f"unknown stage {stage!r}: expected one of {', '.join(stages)}")
+        names = ", ".join(known for other, known in PRESETS if other == stage)
+        raise UserError(f"unknown preset {name!r} of stage {stage}: expected one of {names}")
+    return PRESETS[stage, name]()

@@ -1,0 +1,146 @@
+"""Captioned pictures with their precomputed CLIP embeddings: what the prior and the decoder train on."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from unclip.clip import FrozenCLIP
+from unclip.data import CaptionedImages, EmbeddingCache
+from unclip.errors import UserError
+
+from ..config import TrainConfig
+
+# A CLIP of random weights, so that the tiny presets need nothing but pictures. `clip=random` asks for it.
+RANDOM_CLIP: dict[str, Any] = {
+    "embed_dim": 32,
+    "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 8},
+    "text_cfg": {"context_length": 32, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
+}
+
+
+class Sampling:
+    """Draws sample indices by weight from those that are not held out.
+
+    `held_out` samples are set aside at random (the same ones for the same seed) to validate with.
+    """
+
+    def __init__(self, weights: np.ndarray, config: TrainConfig, held_out: int) -> None:
+        count = len(weights) if config.limit is None else min(config.limit, len(weights))
+        if count <= held_out:
+            raise UserError(f"held_out={held_out} of {count} samples leaves none to train on: lower task.held_out")
+        order = np.random.default_rng(config.seed).permutation(count)
+        self.held_out, self.trained = np.sort(order[:held_out]), np.sort(order[held_out:])
+        chances = weights[self.trained]
+        if not chances.sum() > 0:
+            raise UserError("all samples have weight 0: rebuild the data")
+        self._cumulative = np.cumsum(chances) / chances.sum()
+
+    def draw(self, n: int, rng: np.random.Generator) -> np.ndarray:
+        """n indices, with replacement."""
+        places = np.searchsorted(self._cumulative, rng.random(n), side="right")
+        return self.trained[np.minimum(places, len(self.trained) - 1)]
+
+
+class EmbeddedPictures:
+    """The training split, its embeddings and caption states, and who is drawn how often."""
+
+    def __init__(self, config: TrainConfig, held_out: int, max_tokens: int) -> None:
+        self.pictures = load_pictures(config)
+        self.cache = load_cache(config, self.pictures)
+        if len(self.cache.image_embeds) != len(self.pictures):
+            raise UserError(
+                f"the cache {config.cache} holds {len(self.cache.image_embeds)} pictures, the training split of "
+                f"{config.data} {len(self.pictures)}: build the cache again"
+            )
+        self.sampling = Sampling(self.pictures.weights, config, held_out)
+        self.max_tokens = max_tokens
+        self.image_embeds = torch.as_tensor(self.cache.image_embeds)
+        # Ragged lists of captions as one array and its offsets, so that drawing needs no loop.
+        captions = [np.asarray(each, dtype=np.int64) for each in self.cache.caption_of]
+        self._caption_count = np.array([len(each) for each in captions])
+        self._caption_start = np.cumsum(self._caption_count) - self._caption_count
+        self._captions = np.concatenate(captions)
+
+    @property
+    def embed_dim(self) -> int:
+        """Size D of the image embeddings."""
+        return self.image_embeds.shape[1]
+
+    @property
+    def token_dim(self) -> int:
+        """Size C of the caption states."""
+        return self.cache.tokens([0])[0].shape[-1]
+
+    def statistics(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation [D] of the image embeddings."""
+        return self.image_embeds.mean(0), self.image_embeds.std(0).clamp(min=1e-6)
+
+    def describe(self) -> dict[str, Any]:
+        """How many pictures and captions there are."""
+        return {
+            "pictures": len(self.sampling.trained),
+            "held_out": len(self.sampling.held_out),
+            "captions": len(self.cache.text_embeds),
+        }
+
+    def draw_captions(self, indices: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """One caption index for each sample, any of its forms."""
+        which = (rng.random(len(indices)) * self._caption_count[indices]).astype(np.int64)
+        return self._captions[self._caption_start[indices] + which]
+
+    def text(self, captions: np.ndarray) -> dict[str, Tensor]:
+        """States [B, L, C] and mask [B, L] of captions, as the networks take them."""
+        states, mask = self.cache.tokens(captions.tolist())
+        return {
+            "text_tokens": torch.as_tensor(states)[:, : self.max_tokens].float(),
+            "text_mask": torch.as_tensor(mask)[:, : self.max_tokens],
+        }
+
+
+def load_pictures(config: TrainConfig) -> CaptionedImages:
+    """The training split of `config.data`.
+
+    Raises:
+        UserError: no data is named, or none is there.
+    """
+    if config.data is None:
+        raise UserError("no data: give --data DIR, a folder made by `unclip data build` or a .tar shard")
+    return CaptionedImages(config.data, split="train")
+
+
+def load_clip(name: str) -> FrozenCLIP:
+    """The CLIP in folder `name`, or one of random weights for "random"."""
+    if name != "random":
+        return FrozenCLIP.from_pretrained(name)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return FrozenCLIP.from_open_clip(RANDOM_CLIP)
+
+
+def load_cache(config: TrainConfig, pictures: CaptionedImages) -> EmbeddingCache:
+    """The embeddings in `config.cache`; where there are none, they are made with `config.clip`.
+
+    Raises:
+        UserError: neither a cache nor a CLIP to make one with.
+    """
+    if config.cache is not None and Path(config.cache).exists():
+        return EmbeddingCache.load(config.cache)
+    if config.clip is None:
+        where = f"no cache at {config.cache}" if config.cache else "no embeddings"
+        raise UserError(f"{where}: give cache=DIR with embeddings of the data, or clip=DIR to make them")
+    clip = load_clip(config.clip)
+    if config.cache is not None:
+        return EmbeddingCache.build(clip, pictures, config.cache)
+    with tempfile.TemporaryDirectory() as folder:  # cache=DIR would keep them for the next run
+        return EmbeddingCache.build(clip, pictures, Path(folder) / "cache")
+
+
+def indices_of(values: np.ndarray) -> Tensor:
+    """Indices as a tensor."""
+    return torch.from_numpy(values.astype(np.int64))
