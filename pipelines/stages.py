@@ -75,6 +75,11 @@ def repeat(encoding: TextEncoding, times: int) -> TextEncoding:
     return TextEncoding(*(tensor.repeat_interleave(times, dim=0) for tensor in encoding))
 
 
+def cut(encoding: TextEncoding, length: int) -> TextEncoding:
+    """At most the first `length` tokens, as in training: CLIP may read longer captions than a network was built for."""
+    return TextEncoding(encoding.embeds, encoding.tokens[:, :length], encoding.mask[:, :length])
+
+
 def denoiser_of(network: Any) -> Denoiser:
     """The denoiser that a network's config describes."""
     return Denoiser(network, make_schedule(network.config.schedule), network.config.prediction_type)
@@ -107,6 +112,7 @@ def sample_prior(
     Returns: [B, D] of unit norm: of each picture's candidates the z_i with the largest z_i · z_t.
     """
     B, D, P, n = len(seeds), prior.config.embed_dim, len(text.embeds), num_candidates
+    text, negative = (cut(each, prior.config.max_tokens) for each in (text, negative))
     cond, uncond = (prior.prefix(each.tokens, each.mask, each.embeds) for each in (text, negative))
     length = max(cond["text_mask"].shape[1], uncond["text_mask"].shape[1])
     cond, uncond = (cache.pad_to(length).repeat(n * B // len(cache["text_mask"])) for cache in (cond, uncond))
@@ -159,6 +165,7 @@ def sample_decoder(
         if encoding is None:  # the decoder puts its null caption there
             nothing = torch.zeros(B, 1, decoder.config.token_dim, device=device)
             return {"text_tokens": nothing, "text_mask": ~keep[:, None], "drop_text": ~keep}
+        encoding = cut(encoding, decoder.config.max_text_tokens)
         return {"text_tokens": encoding.tokens, "text_mask": encoding.mask, "drop_text": keep}
 
     noised = decoder.noise_image_embeds(image_embeds.to(device), level, noise)

@@ -156,8 +156,6 @@ class UnCLIPTextToImagePipeline(DiffusionPipeline):
             UserError: a file is missing, cut off or does not fit.
         """
         source = locate(pretrained_model_name_or_path)
-        if kwargs.get("dtype") is None and kwargs.get("torch_dtype") is None:
-            kwargs["dtype"] = torch.float32
         try:
             return super().from_pretrained(source, **kwargs)
         except UserError:

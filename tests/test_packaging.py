@@ -56,8 +56,7 @@ def test_wheel_holds_unclip_alone(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     tops = {name.split("/")[0] for name in names}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"unclip"}
-    modules = {f"{package_folder(package)}/{path.name}" for package in SETUPTOOLS["packages"]
-               for path in package_folder(package).glob("*.py")}  # fmt: skip
+    modules = [path for package in SETUPTOOLS["packages"] for path in package_folder(package).glob("*.py")]
     assert len([name for name in names if name.endswith(".py")]) == len(modules)
 
 
@@ -82,7 +81,7 @@ def test_wheel_imports_from_elsewhere(wheel: Path, tmp_path: Path) -> None:
 import sys
 sys.meta_path = [finder for finder in sys.meta_path if "editable" not in getattr(finder, "__module__", "")]
 import unclip.pipelines, unclip.train.tasks
-print(unclip.__file__, unclip.pipelines.__file__, unclip.train.tasks.__file__, sep="\n")
+print(unclip.__file__, unclip.pipelines.__file__, unclip.train.tasks.__file__, sep="\\n")
 """
     environment = {**os.environ, "PYTHONPATH": str(unpacked)}
     run = subprocess.run(

@@ -86,7 +86,7 @@ def configure(
         folder = Path(str(options["output"]))
         if not (folder / "config.yaml").is_file():
             raise UserError(f"nothing to resume in {folder}: leave out --resume to start a run there")
-        saved = TrainConfig.load(folder / "config.yaml")
+        saved = task.resolve(TrainConfig.load(folder / "config.yaml"))
         if saved.stage != stage or preset_name not in (None, saved.preset):
             raise UserError(
                 f"{folder} holds a run of stage {saved.stage}, preset {saved.preset}; got {stage}, {preset_name}"

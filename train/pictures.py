@@ -41,7 +41,7 @@ def random_background(size: int, rng: np.random.Generator) -> np.ndarray:
 def load_thumbnails(pictures: CaptionedImages, size: int, limit: int | None) -> np.ndarray:
     """All pictures (the first `limit`) at `size`: [N, size, size, 4] uint8."""
     if limit is None:
-        return pictures.thumbnails(size)
+        return pictures.thumbnails(size, progress=True)
     # A few are decoded faster than the whole set's file is made, and nothing is written.
     return np.stack([pictures.rgba(i, size) for i in range(min(limit, len(pictures)))])
 

@@ -48,7 +48,7 @@ class RunLog:
     def report(self, **facts: float) -> dict[str, float]:
         """Write the means since the last report, with `facts` beside them; returns them."""
         rate = self._samples / max(self._seconds, 1e-9)
-        values = {key: sum(items) / len(items) for key, items in self._values.items()}
+        values = {key: sum(items) / len(items) for key, items in sorted(self._values.items())}
         values |= {"samples_per_second": rate, **facts}
         left = timedelta(seconds=round((self.steps - self._step) * self._seconds / max(1, self._steps)))
         shown = "  ".join(f"{key} {value:.4g}" for key, value in values.items())

@@ -55,6 +55,8 @@ class Trainer:
             project_dir=self.output,
         )
         self.device = self.accelerator.device
+        if config.device not in (None, self.device.type):
+            raise UserError(f"device: expected {self.device.type}, the device that is here, got {config.device}")
         if config.mixed_precision != "no" and self.device.type == "cpu":
             raise UserError("mixed_precision=bf16 is hundreds of times slower on a CPU: leave it out")
         optimizer = make_optimizer(task.model, config, self.device, task.learning_rate_scale)
@@ -133,10 +135,10 @@ class Trainer:
                     norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
             for key, value in losses.items():
                 values.setdefault(key, []).append(value.detach().float())
-        means = {key: torch.stack(parts).mean() for key, parts in values.items()}
+        means = {key: torch.stack(items).mean() for key, items in values.items()} | {"grad_norm": norm}
         # Only the loss is sure to be there in every process; it decides, so all must see the same.
         means["loss"] = self.accelerator.reduce(means["loss"], "mean")
-        result = {key: float(value) for key, value in means.items()} | {"grad_norm": float(norm)}
+        result = dict(zip(means, torch.stack(list(means.values())).tolist(), strict=True))
         if math.isfinite(result["loss"]) and math.isfinite(result["grad_norm"]):
             self.optimizer.step()
             self.ema.update(step)

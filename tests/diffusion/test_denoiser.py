@@ -9,7 +9,14 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from unclip.diffusion import PREDICTION_TYPES, Denoiser, DiscreteSchedule, FlowSchedule, Posterior, make_schedule
+from unclip.diffusion import (
+    PREDICTION_TYPES,
+    Denoiser,
+    DiscreteSchedule,
+    FlowSchedule,
+    Posterior,
+    make_schedule,
+)
 from unclip.diffusion.gaussian import reverse_log_variances
 from unclip.errors import UserError
 
@@ -94,7 +101,9 @@ def test_learned_variance_interpolates_the_log_variances() -> None:
         return torch.cat([x, raw.expand_as(x)], dim=1)
 
     t = torch.tensor([1.0, 700.0])
-    posterior: Posterior = Denoiser(network, schedule, "sample", learned_variance=True).at(torch.ones(2, 3), t)
+    posterior: Posterior = Denoiser(network, schedule, "sample", learned_variance=True).at(
+        torch.ones(2, 3), t
+    )
     small, large = reverse_log_variances(schedule, t)
     assert posterior.log_var is not None
     assert_close(posterior.log_var, torch.stack([small, (small + large) / 2, large], dim=1))

@@ -64,6 +64,7 @@ class ClipOptions:
     frozen_image_stages: int = 2
     frozen_words: bool = True
     pretrained_rate: float = 0.3  # learning rate of pretrained weights, as a factor
+    temperature_rate: float = 10.0  # of the logarithm of the logits' scale: one number, few steps
     vocab_size: int = 8192  # of a scratch text tower, which learns its word pieces from the captions
     same_subject: float = 0.4
     same_kind: float = 0.2
@@ -136,6 +137,8 @@ class ClipTask(Task):
         pretrained = (self.options.text_tower == "minilm" and name.startswith("text.transformer.")) or (
             self.options.image_tower == "efficientnet" and name.startswith("visual.trunk.")
         )
+        if name == "logit_scale":
+            return self.options.temperature_rate
         return self.options.pretrained_rate if pretrained else 1.0
 
     # ---- batches ------------------------------------------------------------------------------------------------
@@ -231,6 +234,13 @@ class ClipTask(Task):
         clip = self._freeze(model)
         clip.set_statistics(embed_pictures(clip, self.data, np.arange(len(self.data))))
         clip.save_pretrained(path, dtype=torch.float16)
+
+    def load(self, path: Path) -> None:
+        """Start from a FrozenCLIP folder (or the output of a run) of the same architecture and word pieces."""
+        clip = FrozenCLIP.from_pretrained(path / "model" if (path / "model").is_dir() else path)
+        if clip.config.architecture != self.architecture:
+            raise UserError(f"initial={path} has another architecture; set the same model.* and task.* keys")
+        self.model.load_state_dict(clip.model.state_dict())
 
     def _freeze(self, model: nn.Module) -> FrozenCLIP:
         return FrozenCLIP.from_module(model, self.tokenizer, self.architecture)

@@ -67,8 +67,12 @@ class UpsamplerTask(Task):
                 f"task.crop: expected a multiple of {factor} up to {self.resolution}, got {self.options.crop}"
             )
         self.pictures = load_pictures(config)
-        usable = np.array([self.usable(record) for record in self.pictures.records], dtype=bool)
-        self.sampling = Sampling(np.where(usable, self.pictures.weights, 0.0), config, self.options.held_out)
+        count = min(config.limit or len(self.pictures), len(self.pictures))
+        self.usable = np.array([self.can_crop(i) for i in range(count)], dtype=bool)
+        if not self.usable.any():
+            raise UserError(f"no picture of {config.data} serves {self.name}: build data with more sources")
+        weights = np.where(self.usable, self.pictures.weights[:count], 0.0)
+        self.sampling = Sampling(weights, config, self.options.held_out)
         # Small copies tell where in a picture there is something to see.
         self.thumbnails = load_thumbnails(self.pictures, 64, config.limit)
         self.schedule = FlowSchedule(self.options.time_mean, self.options.time_std)
@@ -79,9 +83,9 @@ class UpsamplerTask(Task):
     def network(cls) -> type[nn.Module]:
         return Upsampler
 
-    def usable(self, record: dict[str, Any]) -> bool:
-        """Whether crops can be taken from the picture of a record."""
-        return record["style"] not in self.options.skip_styles
+    def can_crop(self, index: int) -> bool:
+        """Whether crops can be taken from a picture."""
+        return self.pictures.records[index]["style"] not in self.options.skip_styles
 
     @abstractmethod
     def crops(self, index: int, places: list[tuple[int, int]]) -> list[np.ndarray]:
@@ -179,20 +183,20 @@ class UpsamplerTask(Task):
 
     def _corrupt(self, low: Tensor, level: np.ndarray, rng: np.random.Generator) -> Tensor:
         """Blur and noise, each of a strength between nothing and what `level` [n] allows."""
-        blur = level * rng.random(len(level)) * self.options.max_blur
-        noise = level * rng.random(len(level)) * self.options.max_noise
-        blurred = [gaussian_blur(x[None], float(s)) if s > 0.1 else x[None] for x, s in zip(low, blur, strict=True)]
-        grain = rng.standard_normal(low.shape, dtype=np.float32) * noise.astype(np.float32)[:, None, None, None]
-        return (torch.cat(blurred) + torch.from_numpy(grain)).clamp(-1, 1)
+        allowed = torch.from_numpy(level)
+        blur = allowed * torch.from_numpy(rng.random(len(level), dtype=np.float32)) * self.options.max_blur
+        noise = allowed * torch.from_numpy(rng.random(len(level), dtype=np.float32)) * self.options.max_noise
+        grain = torch.from_numpy(rng.standard_normal(low.shape, dtype=np.float32))
+        return (gaussian_blur(low, blur) + noise[:, None, None, None] * grain).clamp(-1, 1)
 
     def _held_out_crops(self) -> Tensor:
         """One crop on white of each held-out picture that can be drawn, always the same: [n, 3, c, c] uint8."""
         rng = np.random.default_rng(0)
         crops = []
         for index in self.sampling.held_out:
-            place = self._place(index, rng)
-            if not self.usable(self.pictures.records[index]):
+            if not self.usable[index]:
                 continue
+            place = self._place(index, rng)
             try:
                 crops += self.crops(int(index), [place])
             except ValueError:
@@ -220,8 +224,8 @@ class Upsampler1024Task(UpsamplerTask):
     name = "upsampler-1024"
     resolution = 1024
 
-    def usable(self, record: dict[str, Any]) -> bool:
-        return super().usable(record) and record["vector"]
+    def can_crop(self, index: int) -> bool:
+        return super().can_crop(index) and self.pictures.svg(index) is not None
 
     def crops(self, index: int, places: list[tuple[int, int]]) -> list[np.ndarray]:
         svg = self.pictures.svg(index)

@@ -77,7 +77,7 @@ def _iconify(source: Source, concepts: dict[str, Concept], cache: Path) -> Itera
             if re.search(r"\d", name):
                 continue
             spoken = name.replace("-", " ")
-            concept = concepts[code] if code and _squash(concepts[code].subject) == _squash(name) else None
+            concept = concepts[code] if code and _squash(concepts[code].label) == _squash(name) else None
             key, concept = _key(source, name), concept or icon_concept(spoken)
         elif code:
             key, concept = _key(source, code), concepts[code]

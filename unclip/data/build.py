@@ -39,7 +39,7 @@ PER_SUBJECT = 12  # of a limited build, so that tones and colours do not fill it
 SAME, ALIKE = 4, 20  # tolerances (0..255 per coarse value): a repetition, and a give-away of a held-out picture
 
 # People are more than half of the pictures, most of them tone variants; flags are many and alike.
-_GROUP_WEIGHTS = {"people-body": 0.4, "flags": 0.35, "symbols": 0.6}
+_GROUP_WEIGHTS = {"people-body": 0.28, "flags": 0.35, "symbols": 0.6}
 _TONE_WEIGHT, _TWO_TONE_WEIGHT = 0.4, 0.1
 
 

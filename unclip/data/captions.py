@@ -33,7 +33,7 @@ _SINGULAR_S = ("ss", "us", "is", "os", "lens", "gas", "atlas", "canvas", "christ
 _MASS = frozenset(
     "rice bread milk honey money fire water bacon sushi meat corn ginger garlic butter cheese ice snow fog luggage "
     "mail music spaghetti tempura oden soap wood salt sake tea coffee popcorn lotion hair beer thread yarn lightning "
-    "dna broccoli falafel cotton fondue sand wind smoke grass gold armour armor clothing furniture seaweed "
+    "broccoli falafel cotton fondue sand wind smoke grass gold armour armor clothing furniture seaweed "
     "gymnastics wrestling bowling surfing hockey arts".split()
 )
 _DETERMINERS = frozenset(
@@ -72,7 +72,7 @@ def caption_forms(concept: Concept, style: str, key: str, seed: int) -> dict[str
 def with_article(name: str) -> str:
     """The name with "a", "an", "the" or nothing before it, as English has it: "an apple", "grapes", "two hearts"."""
     first = name.split()[0].lower()
-    if name.startswith("flag of "):
+    if name.startswith(("flag of ", "Kaaba", "Milky Way", "Statue of")):
         return f"the {name}"
     if first in _DETERMINERS or name.startswith("flags") or re.match(r"(?:Mrs\.|Mx|Mount|Santa|Saint) ", name):
         return name
@@ -87,14 +87,14 @@ def with_article(name: str) -> str:
 def article(phrase: str) -> str:
     """"`a` or `an` by the sound that the phrase starts with: "an hourglass", "a unicorn", "an SOS button"."""
     first = re.split(r"[ -]", phrase, maxsplit=1)[0]
-    if first in ("SOS", "NG"):  # spelled out
+    if first in ("SOS", "NG", "SUV"):  # spelled out
         return "an"
     if len(first) == 1 and first.isalpha():
         return "an" if first.upper() in "AEFHILMNORSX" else "a"
     low = first.lower()
     if low[0].isdigit():
         return "an" if low.startswith(("8", "11", "18")) else "a"
-    if low.startswith(("uni", "eu", "uku", "use", "ufo", "one", "once", "ute", "uru")):
+    if low.startswith(("uni", "eu", "ew", "uku", "use", "ufo", "one", "once", "ute", "uru")):
         return "a"
     return "an" if low[0] in "aeiou" or low.startswith(("hour", "honest", "heir")) else "a"
 

@@ -31,6 +31,28 @@ _SHORTHAND = frozenset(
 )
 
 
+# Unicode's names that nobody would type, or that are no noun, and what a person calls the picture.
+_SPOKEN = {
+    "automobile": "car", "oncoming automobile": "oncoming car", "sport utility vehicle": "SUV",
+    "locked": "locked padlock", "unlocked": "unlocked padlock", "locked with key": "padlock with key",
+    "locked with pen": "padlock with pen", "camping": "camping tent", "cooking": "fried egg in a pan",
+    "wedding": "wedding chapel", "construction": "construction barrier", "foggy": "foggy city",
+    "high voltage": "lightning bolt", "plus": "plus sign", "minus": "minus sign", "multiply": "multiplication sign",
+    "divide": "division sign", "dizzy": "dizzy star", "dashing away": "puff of air", "tennis": "tennis ball",
+    "badminton": "badminton racket", "lacrosse": "lacrosse stick", "ping pong": "ping pong paddle",
+    "bowling": "bowling ball and pins", "field hockey": "field hockey stick", "ice hockey": "ice hockey stick",
+    "mount fuji": "Mount Fuji", "milky way": "Milky Way", "kaaba": "Kaaba", "statue of liberty": "Statue of Liberty",
+    "information": "information sign", "infinity": "infinity symbol", "prohibited": "prohibited sign",
+    "warning": "warning sign", "biohazard": "biohazard sign", "radioactive": "radioactive sign",
+    "copyright": "copyright symbol", "registered": "registered symbol", "trade mark": "trademark symbol",
+    "cinema": "cinema sign", "om": "om symbol", "mate": "mate drink", "dna": "DNA", "dvd": "DVD",
+    "rolling on the floor laughing": "face rolling on the floor laughing", "star-struck": "star-struck face",
+    "performing arts": "theater masks", "ZZZ": "ZZZ sign", "radio": "radio set", "joker": "joker card",
+    "customs": "customs sign", "passport control": "passport control sign", "baggage claim": "baggage claim sign",
+    "wireless": "wireless sign", "link": "chain link", "children crossing": "children crossing sign",
+}  # fmt: skip
+
+
 @dataclass(frozen=True, kw_only=True)
 class Concept:
     """What one emoji (or icon) draws, whatever the style."""
@@ -84,14 +106,15 @@ def describe(label: str, group: str, subgroup: str) -> Concept:
     qualifiers = [part for part in tail.split(", ") if part]
     tones = [part.removesuffix(" skin tone") for part in qualifiers if part.endswith(" skin tone")]
     rest = [part for part in qualifiers if not part.endswith(" skin tone")]
-    subject = _phrase(head, rest, subgroup)
+    named = _phrase(head, rest, subgroup)
+    subject = _SPOKEN.get(named, named)
     tone = " and ".join(tones) or None
     colour, thing = split_colour(subject)
     return Concept(
         subject=subject,
         label=label,
         concept=subject if tone is None else f"{subject} {_tone_phrase(subject, tones)}",
-        role=role_of(head if subgroup == "family" else subject),
+        role=role_of(head if subgroup == "family" else named),  # Unicode's words: hold-outs outlive renaming
         group=group,
         subgroup=subgroup,
         tone=tone,

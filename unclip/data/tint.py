@@ -25,9 +25,9 @@ FREE_SUBGROUPS = frozenset({
 _COLOURED_BY_NATURE = frozenset({
     "Christmas tree", "jack-o-lantern", "fireworks", "firecracker", "fire extinguisher", "fire engine", "police car",
     "pine decoration", "ambulance", "tanabata tree", "wood", "brick", "sparkles", "sparkler", "toolbox", "chess pawn",
-    "carp streamer", "Japanese dolls", "moon viewing ceremony", "locomotive", "construction", "wheel", "artist palette",
-    "basketball", "soccer ball", "tennis", "baseball", "softball", "pool 8 ball", "mahjong red dragon", "spade suit",
-    "heart suit", "diamond suit", "club suit", "joker", "flower playing cards", "rainbow", "candle", "soap", "sponge",
+    "carp streamer", "Japanese dolls", "moon viewing ceremony", "locomotive", "construction barrier", "wheel", "artist palette",
+    "basketball", "soccer ball", "tennis ball", "baseball", "softball", "pool 8 ball", "mahjong red dragon", "spade suit",
+    "heart suit", "diamond suit", "club suit", "joker card", "flower playing cards", "rainbow", "candle", "soap", "sponge",
     "ring buoy", "horizontal traffic light", "vertical traffic light", "stop sign", "police car light", "diya lamp",
     "red paper lantern", "red envelope", "ledger", "light bulb", "pencil", "cricket game", "flag in hole", "chains",
     "plunger", "fishing pole", "magnet", "framed picture", "jeans",

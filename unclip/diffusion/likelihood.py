@@ -68,8 +68,12 @@ def vlb_term(
     true_mean, _ = q_posterior(schedule, x0, x_t, t)
     mean, _ = q_posterior(schedule, posterior.mean, x_t, t)
     kl = _bits_per_dim(gaussian_kl(true_mean, small, mean, log_var).expand_as(x0))
-    decoder = _bits_per_dim(-discretized_gaussian_log_prob(x0, mean, log_var / 2))
-    return torch.where(t.round() == 0, decoder, kl)
+    # Elsewhere than at t = 0 the decoder is asked about x_0 itself: far guesses would overflow in gradients.
+    first = t.round() == 0
+    mean = torch.where(broadcast(first, x0), mean, x0)
+    log_std = torch.where(broadcast(first, x0), log_var / 2, 0)
+    decoder = _bits_per_dim(-discretized_gaussian_log_prob(x0, mean, log_std))
+    return torch.where(first, decoder, kl)
 
 
 @torch.no_grad()
@@ -118,7 +122,8 @@ def discretized_gaussian_log_prob(x: Tensor, mean: Tensor, log_std: Tensor) -> T
     right = upper + lower > 0
     upper, lower = torch.where(right, -lower, upper), torch.where(right, -upper, lower)
     log_upper, log_lower = torch.special.log_ndtr(upper), torch.special.log_ndtr(lower)
-    return log_upper + torch.log(-torch.expm1(log_lower - log_upper))
+    inside = -torch.expm1(log_lower - log_upper)  # share of the upper cdf that is not below the bin
+    return log_upper + inside.clamp(min=torch.finfo(inside.dtype).tiny).log()
 
 
 def _bits_per_dim(nats: Tensor) -> Tensor:

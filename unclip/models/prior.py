@@ -31,7 +31,7 @@ from unclip.models.layers import (
 
 
 class PrefixCache(dict[str, Tensor]):
-    """Keys and values of [text tokens, z_t] in every layer, for `DiffusionPrior.forward` in place of the text.
+    """Keys and values of [text tokens, z_t] in every layer: `DiffusionPrior.forward` takes them for the text.
 
     A plain dict of batch-first tensors, so it serves as the conditions of a denoiser, and two of equal length
     join by torch.cat: `prefix_keys` and `prefix_values` [B, N, H, L+1, d], `text_mask` [B, L] bool.

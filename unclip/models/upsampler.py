@@ -66,8 +66,8 @@ class Stage(nn.Module):
 class Upsampler(ModelMixin, ConfigMixin):
     """Denoiser of a picture `factor` times the size of a given one.
 
-    Predicts the difference to the bicubically enlarged low-resolution picture, so the untrained network returns
-    that enlargement. `channels` holds one entry per level, from h x w downwards by halves. The defaults are the
+    Predicts the difference to the bicubically enlarged low-resolution picture, so untrained it returns that
+    enlargement. `channels` holds one entry per level, from h x w downwards by halves. The defaults are the
     size of the emoji model's 64 -> 256 upsampler; its 256 -> 1024 upsampler has channels (48, 64).
 
     `schedule` and `prediction_type` say how the network was trained, for whoever makes a denoiser of it; the

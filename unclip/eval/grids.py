@@ -1,0 +1,63 @@
+"""Sample grids: what was asked, what was drawn, the nearest real picture, the real picture that was meant."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+
+from unclip.files import atomic_path
+
+SIDE = 128  # pixels of a picture
+GAP = 8
+CAPTION = 18  # height of a line of text
+COLUMNS = 2  # cells in a row
+RIGHT, WRONG = (46, 125, 50), (198, 40, 40)
+HEADINGS = ("generated", "nearest real", "asked (real)")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A prompt, its (generated, nearest real, asked real) pictures, whether the nearest shows the subject."""
+
+    caption: str
+    pictures: tuple[Image.Image, Image.Image, Image.Image]
+    right: bool
+
+
+def save_grid(cells: Sequence[Cell], path: Path) -> None:
+    """Write a PNG of all cells; the nearest picture is framed green if its subject is right, else red."""
+    width, height = len(HEADINGS) * (SIDE + GAP) + 2 * GAP, CAPTION + SIDE + 2 * GAP
+    rows = -(-len(cells) // COLUMNS)
+    sheet = Image.new("RGB", (width * COLUMNS, CAPTION + GAP + height * rows), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
+    for column in range(COLUMNS):
+        for i, heading in enumerate(HEADINGS):
+            draw.text(
+                (column * width + GAP + i * (SIDE + GAP), GAP), heading, fill=(120, 120, 120), font=font
+            )
+    for number, cell in enumerate(cells):
+        row, column = divmod(number, COLUMNS)
+        _paste(sheet, cell, column * width + GAP, CAPTION + GAP + row * height)
+    with atomic_path(path) as temporary:
+        sheet.save(temporary)
+
+
+def _paste(sheet: Image.Image, cell: Cell, left: int, top: int) -> None:
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
+    draw.text((left, top + 2), _shortened(cell.caption, font, 3 * SIDE + 2 * GAP), fill="black", font=font)
+    for i, picture in enumerate(cell.pictures):
+        x, y = left + i * (SIDE + GAP), top + CAPTION + 2
+        sheet.paste(picture.convert("RGB").resize((SIDE, SIDE), Image.Resampling.LANCZOS), (x, y))
+        colour = (RIGHT if cell.right else WRONG) if i == 1 else (220, 220, 220)
+        draw.rectangle((x - 1, y - 1, x + SIDE, y + SIDE), outline=colour, width=2 if i == 1 else 1)
+
+
+def _shortened(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: float) -> str:
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(text + "…") > width:
+        text = text[:-1]
+    return text + "…"

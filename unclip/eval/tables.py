@@ -1,0 +1,169 @@
+"""The report as tables: once described, shown on a terminal or as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table as RichTable
+
+from unclip.eval.judge import VERDICTS
+
+# How splits and the rows of `emoji.verdict_rows` are called in tables.
+SPLIT_NAMES = {
+    "train": "seen",
+    "style": "unseen style of a seen subject",
+    "tone": "unseen skin tone of a seen role",
+    "attribute": "unseen colour of a seen object",
+    "unseen": "unseen subject",
+    "all": "all",
+}
+ROW_NAMES = {
+    "generated": "generated",
+    "generated_left_out": "generated *",
+    "real": "real *",
+    "lookup": "lookup",
+}
+
+
+@dataclass(frozen=True)
+class Table:
+    """A title, a header, rows of text and a note that says how to read them."""
+
+    title: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    note: str = ""
+
+
+def report_tables(report: Mapping[str, Any]) -> list[Table]:
+    """All tables of a report made by `emoji.evaluate`."""
+    tables = [_retrieval(report["retrieval"]), _prior(report["prior"])]
+    if "generated" in report:
+        tables.append(_generated(report))
+        if report["frechet"]:
+            tables.append(_frechet(report["frechet"]))
+    return tables
+
+
+def to_markdown(table: Table) -> str:
+    """A heading, the table, the note."""
+    lines = [f"### {table.title}", "", *(_line(row) for row in (table.header, ("---",) * len(table.header)))]
+    lines += [_line(row) for row in table.rows]
+    return "\n".join([*lines, "", *([table.note.replace("*", "\\*"), ""] if table.note else [])])
+
+
+def report_markdown(report: Mapping[str, Any]) -> str:
+    """The whole report as a page: settings, tables, failures, grids."""
+    settings = ", ".join(f"{key} {value}" for key, value in report["settings"].items() if value is not None)
+    parts = ["# Evaluation of the emoji model", "", f"Settings: {settings}.", ""]
+    parts += [f"Data: {report['data']['pictures']} pictures, {_counts(report['data']['splits'])}.", ""]
+    parts += [to_markdown(table) for table in report_tables(report)]
+    if report.get("failures"):
+        parts += ["### Failures", "", *failure_lines(report), ""]
+    for split, path in report.get("grids", {}).items():
+        parts += [f"### Samples: {SPLIT_NAMES[split]}", "", f"![{SPLIT_NAMES[split]}]({path})", ""]
+    return "\n".join(parts)
+
+
+def print_report(report: Mapping[str, Any], console: Console) -> None:
+    """Show all tables on a terminal."""
+    for table in report_tables(report):
+        shown = RichTable(title=table.title, title_justify="left", caption=table.note, caption_justify="left")
+        for i, column in enumerate(table.header):
+            shown.add_column(column, justify="left" if i < 2 else "right")
+        for row in table.rows:
+            shown.add_row(*row)
+        console.print(shown)
+
+
+def failure_lines(report: Mapping[str, Any]) -> list[str]:
+    """The recorded failures as a Markdown list."""
+    return [
+        f"- “{failure['prompt']}” ({SPLIT_NAMES[failure['split']]}): nearest real picture: {failure['looks_like']}"
+        for failure in report.get("failures", [])
+    ]
+
+
+def percent(estimate: Mapping[str, float]) -> str:
+    """`62 % (55–69)`."""
+    return f"{100 * estimate['value']:.0f} % ({100 * estimate['low']:.0f}–{100 * estimate['high']:.0f})"
+
+
+def number(estimate: Mapping[str, float]) -> str:
+    """`.742 (.721–.763)`, with the sign where it is negative."""
+    value, low, high = (f"{estimate[key]:.3f}".replace("0.", ".", 1) for key in ("value", "low", "high"))
+    return f"{value} ({low}–{high})"
+
+
+def _retrieval(part: Mapping[str, Any]) -> Table:
+    kinds = {"style": "names the style", "no_style": "does not"}
+    rows = []
+    for split, by_kind in part.items():
+        for kind, by_gallery in by_kind.items():
+            own, everything = by_gallery["split"], by_gallery["all"]
+            cells = [percent(each[top]) for each in (own, everything) for top in ("top1", "top5")]
+            queries = str(own["top1"]["n"])
+            rows.append((SPLIT_NAMES[split], kinds[kind], queries, str(own["gallery"]), *cells))
+    return Table(
+        "CLIP: caption → real picture",
+        ("split", "caption", "captions", "pictures", "top-1", "top-5", "top-1 of all", "top-5 of all"),
+        tuple(rows),
+        "Right: a picture of the same subject and tone and, if the caption names it, style. 95 % bootstrap intervals.",
+    )
+
+
+def _prior(part: Mapping[str, Any]) -> Table:
+    rows = [
+        (
+            SPLIT_NAMES[split],
+            str(figures["cosine"]["n"]),
+            *(number(figures[key]) for key in ("cosine", "text_cosine", "other_cosine")),
+            *(percent(figures[key]) for key in ("top1", "top5")),
+        )
+        for split, figures in part.items()
+    ]
+    return Table(
+        "Prior: made z_i against the true one",
+        ("split", "prompts", "cosine", "caption's z_t", "another's z_i", "top-1 of all", "top-5 of all"),
+        tuple(rows),
+        "Cosine similarity to the real picture's z_i: of the prior's, and for comparison of the caption's own embedding "
+        "and of a random picture's. Top-k: a real picture of that subject, tone and style is among the k nearest to "
+        "the made z_i.",
+    )
+
+
+def _generated(report: Mapping[str, Any]) -> Table:
+    rows = []
+    for split, by_row in report["generated"].items():
+        for row, name in ROW_NAMES.items():
+            figures = by_row[row]
+            cells = [percent(figures[verdict]) for verdict in VERDICTS]
+            rows.append((SPLIT_NAMES[split], name, str(figures["subject"]["n"]), *cells))
+    return Table(
+        f"Generated pictures, judged by {report['judge']}",
+        ("split", "pictures", "n", *VERDICTS.values()),
+        tuple(rows),
+        "By the nearest real picture of all splits. * = the asked real picture is taken out of the gallery first; "
+        "“real *” judges that real picture itself: the judge's ceiling. Lookup: the training picture that "
+        f"CLIP finds for the prompt. Chance for the subject: {100 * report['chance']['subject']:.2g} %.",
+    )
+
+
+def _frechet(part: Mapping[str, Any]) -> Table:
+    return Table(
+        f"{part['name']} to all {part['gallery']} real pictures",
+        ("pictures", "n", "distance"),
+        tuple((name, str(part["n"]), f"{part[name]:.1f}") for name in ("generated", "real")),
+        "Lower is nearer. So few pictures bias the distance upwards: compare it with that of as many real ones only.",
+    )
+
+
+def _counts(splits: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {SPLIT_NAMES[split]}" for split, count in splits.items() if count)
+
+
+def _line(cells: tuple[str, ...]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|").replace("*", "\\*") for cell in cells) + " |"
