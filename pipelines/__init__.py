@@ -1,4 +1,4 @@
-"""Pipelines: subclasses of diffusers' DiffusionPipeline, composed of the stages in `unclip.pipelines.stages`."""
+"""Pipelines: subclasses of diffusers' DiffusionPipeline, composed of the functions in `stages`."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ from .text_to_image import UnCLIPPipelineOutput, UnCLIPTextToImagePipeline
 
 __all__ = ["Settings", "UnCLIPPipelineOutput", "UnCLIPTextToImagePipeline"]
 
-# DiffusionPipeline.from_pretrained(folder) looks for the class named in model_index.json as an attribute of diffusers.
+# DiffusionPipeline.from_pretrained(folder) looks in diffusers for the class that model_index.json names.
 diffusers.UnCLIPTextToImagePipeline = UnCLIPTextToImagePipeline

@@ -36,16 +36,18 @@ def assemble(
     """Put trained networks together and save them as a pipeline folder.
 
     Args:
-        clip, prior, decoder, upsampler_256, upsampler_1024: outputs of training runs (RUN or RUN/model), or component
-            folders of another pipeline, so that a part of a model can be replaced.
+        clip, prior, decoder, upsampler_256, upsampler_1024: outputs of training runs (RUN or RUN/model), or
+            component folders of another pipeline, so that a part of a model can be replaced.
         out: the folder to write, whole or not at all. A pipeline folder that is there already is replaced.
-        dtype: of the matrices on disk. Vectors (norms, biases, statistics) stay in float32, since they cost nothing.
+        dtype: of the matrices on disk. Vectors (norms, biases, statistics) stay in float32: they cost
+            nothing.
         defaults: settings of a call to save with the model, e.g. {"decoder_num_inference_steps": 20}.
 
     Returns: `out`, ready for `UnCLIPTextToImagePipeline.from_pretrained`.
 
     Raises:
-        UserError: a folder is missing or damaged, the networks do not fit together, or `out` holds something else.
+        UserError: a folder is missing or damaged, the networks do not fit together, or `out` holds other
+            things.
     """
     folder = Path(out)
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / INDEX).is_file()):
@@ -64,7 +66,9 @@ def assemble(
     pipe = UnCLIPTextToImagePipeline(**parts)
     if defaults:
         pipe = UnCLIPTextToImagePipeline(**parts, **vars(Settings.of(pipe.config, defaults)))
-    for network in filter(None, (parts[name] for name in ("clip", "prior", "decoder", "upsampler_256", "upsampler_1024"))):
+    for network in filter(
+        None, (parts[name] for name in ("clip", "prior", "decoder", "upsampler_256", "upsampler_1024"))
+    ):
         round_matrices(network, dtype)
     with atomic_dir(folder) as temporary:
         pipe.save_pretrained(temporary)
@@ -72,7 +76,7 @@ def assemble(
 
 
 def default_scheduler(network: Any) -> SchedulerMixin:
-    """A scheduler for a network by the schedule it was trained with; the user may put any other in its place."""
+    """A scheduler for a network by the schedule it was trained with; any other may take its place."""
     schedule = network.config.schedule
     if schedule == "flow":
         return FlowMatchEulerDiscreteScheduler()
@@ -104,8 +108,8 @@ def _check_fit(clip: FrozenCLIP, prior: DiffusionPrior, decoder: Decoder) -> Non
         for what, own in (("embed_dim", clip.embed_dim), ("token_dim", clip.token_dim)):
             if network.config[what] != own:
                 raise UserError(
-                    f"the {name} was trained on another CLIP: its {what} is {network.config[what]}, CLIP's is {own}; "
-                    f"train the {name} on embeddings of this CLIP"
+                    f"the {name} was trained on another CLIP: its {what} is {network.config[what]}, CLIP's "
+                    f"{own}; train the {name} on embeddings of this CLIP"
                 )
         likeness = F.cosine_similarity(network.embed_mean, clip.embed_mean, dim=0).item()
         if clip.embed_mean.any() and likeness < 0.5:

@@ -1,4 +1,4 @@
-"""What `unclip demo` draws: prompts that were written down before the model was trained, always with seed 0."""
+"""What `unclip demo` draws: prompts written down before the model was trained, always with seed 0."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ SEED = 0
 
 
 def demo(pipe: UnCLIPTextToImagePipeline, folder: Path, say: Callable[[str], object]) -> list[Path]:
-    """Write a captioned grid of PROMPTS and one picture of the largest size into `folder`; tell the time it took."""
+    """Write a captioned grid of PROMPTS and one picture of the largest size into `folder`; tell the times."""
     started = time.perf_counter()
     size = SIZE if SIZE in pipe.sizes else min(pipe.sizes)
     pictures = pipe(list(PROMPTS), size=size, generator=torch.Generator().manual_seed(SEED)).images

@@ -19,7 +19,7 @@ VERSIONS_OF = ("torch", "diffusers", "transformers", "open_clip_torch", "safeten
 
 
 def describe(model: str | Path | None) -> dict[str, Any]:
-    """Versions, and a model's components with their parameters (counted in the file), bytes, sizes and defaults.
+    """Versions, and a model's components with their parameters (as in the files), bytes, sizes and defaults.
 
     Raises:
         UserError: no whole pipeline folder there.

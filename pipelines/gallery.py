@@ -39,10 +39,10 @@ def draw(
     batch_size: int,
     report: Callable[[Drawn], object],
 ) -> list[Drawn]:
-    """Draw each prompt `images_per_prompt` times, with seeds from `seed` upwards, and write each picture at once.
+    """Draw each prompt `images_per_prompt` times, with seeds from `seed` upwards; each is written at once.
 
     Args:
-        facts: "model" and "negative_prompt", which go into the PNG files beside prompt, seed, size and settings.
+        facts: "model" and "negative_prompt"; they join prompt, seed, size and settings in the PNG files.
         report: called for each picture when its file is there.
 
     Raises:
@@ -61,7 +61,13 @@ def draw(
             **asdict(settings),
         )
         for (prompt, number), picture in zip(batch, output.images, strict=True):
-            all_facts = {"prompt": prompt, "seed": number, "size": size, **facts, "settings": asdict(settings)}
+            all_facts = {
+                "prompt": prompt,
+                "seed": number,
+                "size": size,
+                **facts,
+                "settings": asdict(settings),
+            }
             path = file_for(folder, prompt, number, all_facts)
             save_png(picture, path, all_facts)
             drawn.append(Drawn(path, prompt, number, size, picture))

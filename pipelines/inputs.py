@@ -18,7 +18,7 @@ OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """The numbers that shape a picture, besides prompt and seed. Their defaults belong to the model's config."""
+    """The numbers that shape a picture, besides prompt and seed; their defaults are in the model's config."""
 
     prior_num_inference_steps: int
     decoder_num_inference_steps: int
@@ -95,8 +95,14 @@ def check_request(
     """
     if prompt is None and image_embeds is None:
         raise UserError("nothing to draw: give prompt, image_embeds or both")
-    if isinstance(num_images_per_prompt, bool) or not isinstance(num_images_per_prompt, int) or num_images_per_prompt < 1:
-        raise UserError(f"num_images_per_prompt must be a whole number of at least 1, got {num_images_per_prompt!r}")
+    if (
+        isinstance(num_images_per_prompt, bool)
+        or not isinstance(num_images_per_prompt, int)
+        or num_images_per_prompt < 1
+    ):
+        raise UserError(
+            f"num_images_per_prompt must be a whole number of at least 1, got {num_images_per_prompt!r}"
+        )
     if output_type not in OUTPUT_TYPES:
         raise UserError(f"unknown output_type {output_type!r}: choose one of {', '.join(OUTPUT_TYPES)}")
     prompts = None if prompt is None else prompt_list(prompt)
@@ -125,7 +131,9 @@ def prompt_list(prompt: str | Sequence[str]) -> list[str]:
         raise UserError("prompt is an empty list: give at least one caption")
     for each in prompts:
         if not isinstance(each, str):
-            raise UserError(f"prompt must be a string or a list of strings, got one of type {type(each).__name__}")
+            raise UserError(
+                f"prompt must be a string or a list of strings, got one of type {type(each).__name__}"
+            )
         if not each.strip():
             raise UserError("prompt is empty: say what to draw, e.g. 'a red apple'")
     return list(prompts)
@@ -142,7 +150,9 @@ def choose_size(sizes: Sequence[int], size: int | None, height: int | None, widt
         return sizes[min(1, len(sizes) - 1)]
     offered = ", ".join(map(str, sizes))
     if len(wanted) > 1:
-        raise UserError(f"size, height and width must agree, got {size}, {height}, {width}: pictures are square ({offered})")
+        raise UserError(
+            f"size, height and width must agree, got {size}/{height}/{width}: pictures are square, {offered}"
+        )
     (side,) = wanted
     if side not in sizes:
         raise UserError(f"size {side!r} is not offered: this model makes {offered}")
@@ -153,9 +163,13 @@ def _negatives(negative: str | Sequence[str], count: int) -> list[str]:
     """One caption for each of `count`; "" stands for none."""
     negatives = [negative] * count if isinstance(negative, str) else negative
     if not isinstance(negatives, (list, tuple)) or not all(isinstance(each, str) for each in negatives):
-        raise UserError(f"negative_prompt must be a string or a list of strings, got {type(negative).__name__}")
+        raise UserError(
+            f"negative_prompt must be a string or a list of strings, got {type(negative).__name__}"
+        )
     if len(negatives) != count:
-        raise UserError(f"got {len(negatives)} negative prompts for {count} prompts: give one for each, or a single string")
+        raise UserError(
+            f"got {len(negatives)} negative prompts for {count} prompts: give one for each, or one string"
+        )
     return list(negatives)
 
 
@@ -164,21 +178,29 @@ def _check_embeds(embeds: Tensor, embed_dim: int, prompts: int | None) -> Tensor
         got = tuple(embeds.shape) if isinstance(embeds, Tensor) else type(embeds).__name__
         raise UserError(f"image_embeds must be a tensor [N, {embed_dim}], got {got}")
     if prompts is not None and len(embeds) not in (1, prompts):
-        raise UserError(f"got {len(embeds)} image_embeds for {prompts} prompts: give one for each, or a single one")
+        raise UserError(
+            f"got {len(embeds)} image_embeds for {prompts} prompts: give one for each, or a single one"
+        )
     embeds = embeds.detach().float()
     norms = embeds.norm(dim=-1)
     if not bool((norms.isfinite() & (norms > 0)).all()):
-        raise UserError("image_embeds holds a row that is zero or not finite: give directions in CLIP's space")
+        raise UserError(
+            "image_embeds holds a row that is zero or not finite: give directions in CLIP's space"
+        )
     return F.normalize(embeds, dim=-1).expand(prompts or len(embeds), -1)
 
 
 def _check_generators(generator: Any, pictures: int) -> None:
     if generator is None or isinstance(generator, torch.Generator):
         return
-    if not isinstance(generator, (list, tuple)) or not all(isinstance(each, torch.Generator) for each in generator):
+    if not isinstance(generator, (list, tuple)) or not all(
+        isinstance(each, torch.Generator) for each in generator
+    ):
         raise UserError(
             f"generator must be a torch.Generator or a list of them, got {type(generator).__name__}: "
             "use torch.Generator().manual_seed(0)"
         )
     if len(generator) != pictures:
-        raise UserError(f"got {len(generator)} generators for {pictures} pictures: give one for each, or a single one")
+        raise UserError(
+            f"got {len(generator)} generators for {pictures} pictures: give one for each, or a single one"
+        )

@@ -17,14 +17,16 @@ SAFETENSORS_HEADER_LIMIT = 100_000_000  # bytes, as in the safetensors library
 
 
 def locate(model: str | Path | None) -> str:
-    """Where a model lies: the embedded one for None, a checked folder, or the id of a hub repository as it is.
+    """Where a model lies: the embedded one for None, a checked folder, or a hub repository's id as it is.
 
     Raises:
         UserError: no such folder, or one that is not a whole pipeline.
     """
     if model is None:
         if not (EMBEDDED / INDEX).is_file():
-            raise UserError(f"the embedded model is missing at {EMBEDDED}: reinstall unclip, or name a model folder")
+            raise UserError(
+                f"the embedded model is missing at {EMBEDDED}: reinstall unclip, or name a model folder"
+            )
         model = EMBEDDED
     folder = Path(model).expanduser()
     if folder.is_dir():
@@ -57,7 +59,11 @@ def read_index(folder: Path) -> dict[str, Any]:
     """
     path = folder / INDEX
     if not path.is_file():
-        hint = "; it holds one network: build a pipeline with `unclip assemble`" if (folder / "config.json").is_file() else ""
+        hint = (
+            "; it holds one network: build a pipeline with `unclip assemble`"
+            if (folder / "config.json").is_file()
+            else ""
+        )
         raise UserError(f"no {INDEX} in {folder}: not a pipeline folder{hint}")
     try:
         index = json.loads(path.read_text(encoding="utf-8"))
@@ -120,7 +126,9 @@ def tensors(path: Path) -> dict[str, dict[str, Any]]:
             raise UserError(f"{path} is no safetensors file ({size} bytes): {REMEDY}")
         header = file.read(length)
     if len(header) < length:
-        raise UserError(f"{path} is truncated: its header alone has {length + 8} bytes, the file {size}; {REMEDY}")
+        raise UserError(
+            f"{path} is truncated: its header alone has {length + 8} bytes, the file {size}; {REMEDY}"
+        )
     try:
         entries = {name: entry for name, entry in json.loads(header).items() if name != "__metadata__"}
         expected = 8 + length + max((entry["data_offsets"][1] for entry in entries.values()), default=0)

@@ -1,4 +1,4 @@
-"""From tensors to files: pictures of every output type, PNG files that say how they were made, captioned grids."""
+"""From tensors to files: pictures of every output type, PNGs that say how they were made, captioned grids."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def as_text(facts: dict[str, Any]) -> dict[str, str]:
 
 
 def file_for(folder: Path, prompt: str | None, seed: int, facts: dict[str, Any]) -> Path:
-    """A readable name that takes no other picture's place: the same prompt, seed and settings give the same file."""
+    """A readable name that takes no other picture's place; the same prompt, seed and facts give the same."""
     stem = f"{slug(prompt or '') or 'picture'}-seed{seed}"
     wanted, path, count = as_text(facts), folder / f"{stem}.png", 1
     while path.exists() and not _holds(path, wanted):
@@ -84,7 +84,7 @@ def slug(prompt: str) -> str:
 
 
 def grid(pictures: Sequence[Image.Image], captions: Sequence[str], columns: int | None = None) -> Image.Image:
-    """Pictures of one size side by side on white, each with its caption below; as wide as high unless told."""
+    """Pictures of one size side by side on white, each with its caption below; a square by default."""
     side = pictures[0].width
     columns = columns or math.ceil(math.sqrt(len(pictures)))
     margin = max(2, side // 16)
@@ -93,14 +93,18 @@ def grid(pictures: Sequence[Image.Image], captions: Sequence[str], columns: int 
     line = math.ceil(sum(font.getmetrics()) * 1.05) if isinstance(font, ImageFont.FreeTypeFont) else 12
     cell_width, cell_height = side + margin, side + margin + line * max(len(block) for block in blocks)
     sheet = Image.new(
-        "RGB", (columns * cell_width + margin, math.ceil(len(pictures) / columns) * cell_height + margin), "white"
+        "RGB",
+        (columns * cell_width + margin, math.ceil(len(pictures) / columns) * cell_height + margin),
+        "white",
     )
     draw = ImageDraw.Draw(sheet)
     for i, (picture, block) in enumerate(zip(pictures, blocks, strict=True)):
         left, top = margin + i % columns * cell_width, margin + i // columns * cell_height
         sheet.paste(picture, (left, top))
         for row, text in enumerate(block):
-            draw.text((left + side / 2, top + side + row * line), text, fill=(40, 40, 40), font=font, anchor="ma")
+            draw.text(
+                (left + side / 2, top + side + row * line), text, fill=(40, 40, 40), font=font, anchor="ma"
+            )
     return sheet
 
 

@@ -1,9 +1,9 @@
 """The stages of unCLIP as functions: prior, decoder, upsampler, each one call of the denoising loop.
 
-Pipelines compose them; none of them knows a pipeline. A network says in its config which schedule and prediction type
-it was trained with, so any of diffusers' schedulers samples any of them.
+Pipelines compose them; none of them knows a pipeline. A network says in its config which schedule and
+prediction type it was trained with, so any of diffusers' schedulers samples any of them.
 
-Shapes: B pictures, D embedding size, C token-state size, L text tokens, S side of the decoder's picture, f factor.
+Shapes: B pictures, P captions, D embedding size, S side of the decoder's picture, f factor of an upsampler.
 """
 
 from __future__ import annotations
@@ -43,8 +43,10 @@ def image_seeds(
 ) -> list[ImageSeed]:
     """The seeds of all pictures of a call, those of the first prompt first.
 
-    One generator gives every prompt the same pictures that it would get alone: the k-th of each depends on the generator
-    and k only. A list has one for each picture. Without a generator the global one gives each picture a seed of its own.
+    One generator gives every prompt the same pictures that it would get alone: the k-th of each depends on
+        the
+    generator and k only. A list has one for each picture. Without a generator the global one gives each
+    picture a seed of its own.
     """
     if generator is None:
         return [ImageSeed(_draw(None), 0) for _ in range(prompts * images_per_prompt)]
@@ -76,7 +78,7 @@ def repeat(encoding: TextEncoding, times: int) -> TextEncoding:
 
 
 def cut(encoding: TextEncoding, length: int) -> TextEncoding:
-    """At most the first `length` tokens, as in training: CLIP may read longer captions than a network was built for."""
+    """At most the first `length` tokens, as in training: CLIP may read more than a network was built for."""
     return TextEncoding(encoding.embeds, encoding.tokens[:, :length], encoding.mask[:, :length])
 
 
@@ -194,7 +196,7 @@ def sample_upsampler(
 ) -> Tensor:
     """Enlarge pictures [B, 3, H, W] in [-1, 1] to [B, 3, f·H, f·W] (unCLIP §2.1).
 
-    `noise_level` in [0, 1] tells the network how damaged to think the small pictures; nothing is added to them.
+    `noise_level` in [0, 1] tells the network how damaged the small pictures may be; nothing is added to them.
     """
     B, _, H, W = low_res.shape
     f = upsampler.config.factor

@@ -1,7 +1,8 @@
-"""Text to image with unCLIP: caption -> prior -> image embedding -> decoder -> upsamplers (Ramesh et al. 2022)."""
+"""Text to image with unCLIP (Ramesh et al. 2022): caption, prior, image embedding, decoder, upsamplers."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, fields
@@ -11,8 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline, SchedulerMixin
-from diffusers.utils import BaseOutput, logging
+from diffusers.utils import BaseOutput
 from PIL import Image
+from safetensors import SafetensorError
 from torch import Tensor
 
 from unclip.clip import FrozenCLIP, TextEncoding
@@ -35,8 +37,6 @@ from .stages import (
     sample_upsampler,
 )
 
-logger = logging.get_logger("diffusers.unclip")  # under diffusers, whose verbosity settings then hold here too
-
 # Called with a stage, its steps and how often it runs; gives what is to be called after each step.
 Watch = Callable[[str, int, int], AbstractContextManager[StepCallback]]
 
@@ -45,9 +45,9 @@ Watch = Callable[[str, int, int], AbstractContextManager[StepCallback]]
 class UnCLIPPipelineOutput(BaseOutput):
     """Pictures, and the image embeddings [B, D] (unit norm) that they were decoded from.
 
-    `images` is a list of PIL pictures, an array [B, S, S, 3] in [0, 1] ("np"), a tensor [B, 3, S, S] in [0, 1] ("pt"), or
-    the unclamped tensor [B, 3, S, S] around [-1, 1] that the last stage made ("latent"). All pictures of the first prompt
-    come first.
+    `images` is a list of PIL pictures, an array [B, S, S, 3] in [0, 1] ("np"), a tensor [B, 3, S, S] in [0,
+    1] ("pt"), or the tensor [B, 3, S, S] around [-1, 1] as the last stage left it ("latent"). All pictures
+    of the first prompt come first.
     """
 
     images: list[Image.Image] | np.ndarray | Tensor
@@ -57,28 +57,33 @@ class UnCLIPPipelineOutput(BaseOutput):
 class UnCLIPTextToImagePipeline(DiffusionPipeline):
     """unCLIP's cascade as a diffusers pipeline.
 
-    The components are CLIP, and for prior, decoder and each upsampler a network and a scheduler; any scheduler of
-    diffusers may take a place (`pipe.decoder_scheduler = DPMSolverMultistepScheduler.from_config(...)`). The upsamplers
-    may be absent. The remaining arguments of the constructor are the defaults of a call, saved with the model.
+    The components are CLIP, and for prior, decoder and each upsampler a network and a scheduler; any
+    scheduler of diffusers may take a place (`pipe.decoder_scheduler =
+    DPMSolverMultistepScheduler.from_config(...)`). The upsamplers may be absent. The constructor's other
+    arguments are the defaults of a call, saved with the model.
 
     A call takes:
         prompt: a caption or P of them, at least one word each. May be absent if image_embeds is given.
-        negative_prompt: what the pictures should move away from: its encoding takes the place of the null caption in the
-            unconditional branches. One, or one for each prompt. Without guidance it has no effect.
+        negative_prompt: what the pictures should move away from: its encoding takes the null caption's
+            place in the unconditional branches. One, or one for each prompt. Without guidance it has no
+            effect.
         num_images_per_prompt: pictures for each prompt.
-        image_embeds: CLIP image embeddings [P, D] or [1, D] to decode, in place of the prior's; scaled to unit norm.
+        image_embeds: CLIP image embeddings [P, D] or [1, D] to decode in place of the prior's; any norm
+            will do.
         *_num_inference_steps: steps of the prior, the decoder and of each upsampler.
         *_guidance_scale: classifier-free guidance of the prior and the decoder; 1 = none.
-        num_prior_candidates: embeddings that the prior draws for a picture; the one nearest to the caption is kept.
+        num_prior_candidates: embeddings that the prior draws for a picture; the nearest to the caption is
+            kept.
         noise_level: in [0, 1], noise mixed into the image embedding: more variety, less likeness.
-        upsampler_noise_level: in [0, 1], how damaged the upsamplers think the small picture; more of it, more repair.
+        upsampler_noise_level: in [0, 1], how damaged the small picture may be: more repair, less likeness.
         size (or height and width): side in pixels, one of `pipe.sizes`; by default the first upsampler's.
-        generator: one, or one for each picture. The same seed gives the same picture whatever else is in the call.
+        generator: one, or one for each picture. A seed gives the same picture whatever else is in the call.
         output_type: "pil", "np", "pt" or "latent"; see UnCLIPPipelineOutput.
         return_dict: False gives the tuple (images, image_embeds).
-        callback_on_step_end: called as (pipe, step, timestep, tensors) after each step of each stage; `pipe.stage` names
-            it. "latents" of the dict that it may return replaces the noised embeddings or pictures.
-        callback_on_step_end_tensor_inputs: which of "latents" and "x0" (the present guess) the callback is given.
+        callback_on_step_end: called as (pipe, step, timestep, tensors) after each step of each stage, which
+            `pipe.stage` names. "latents" of the dict that it may return replaces the noised embeddings or
+            pictures.
+        callback_on_step_end_tensor_inputs: which of "latents" and "x0" (the present guess) the callback gets.
     """
 
     _optional_components = [  # noqa: RUF012 - diffusers' name and type
@@ -149,8 +154,8 @@ class UnCLIPTextToImagePipeline(DiffusionPipeline):
     ) -> UnCLIPTextToImagePipeline:
         """Load a pipeline folder or hub repository; without a name, the model embedded in this package.
 
-        The arguments are those of `DiffusionPipeline.from_pretrained`. Weights run in float32 unless `dtype` says
-        otherwise, however small they are stored.
+        The arguments are those of `DiffusionPipeline.from_pretrained`. Weights run in float32 unless `dtype`
+        says otherwise, however small they are stored.
 
         Raises:
             UserError: a file is missing, cut off or does not fit.
@@ -160,7 +165,12 @@ class UnCLIPTextToImagePipeline(DiffusionPipeline):
             return super().from_pretrained(source, **kwargs)
         except UserError:
             raise
-        except (OSError, ValueError, RuntimeError) as error:  # what diffusers and the hub raise for a bad model
+        except (
+            OSError,
+            ValueError,
+            RuntimeError,
+            SafetensorError,
+        ) as error:  # what diffusers and the hub raise for a bad model
             reason = " ".join(str(error).split())
             raise UserError(f"cannot load the model {source}: {reason:.300}") from error
 
@@ -177,7 +187,7 @@ class UnCLIPTextToImagePipeline(DiffusionPipeline):
 
     @property
     def stage(self) -> str | None:
-        """The component at work, for callbacks: prior, decoder, upsampler_256, upsampler_1024; None between calls."""
+        """The component at work, for callbacks: prior, decoder, upsampler_256, …; None between calls."""
         return self._stage
 
     def settings(self, **given: Any) -> Settings:
@@ -253,7 +263,12 @@ class UnCLIPTextToImagePipeline(DiffusionPipeline):
         return embeds, pictures
 
     def _prior(
-        self, text: TextEncoding, negative: TextEncoding, seeds: list[ImageSeed], settings: Settings, watch: Watch
+        self,
+        text: TextEncoding,
+        negative: TextEncoding,
+        seeds: list[ImageSeed],
+        settings: Settings,
+        watch: Watch,
     ) -> Tensor:
         steps = settings.prior_num_inference_steps
         with watch("prior", steps, 1) as on_step:
@@ -320,10 +335,12 @@ class UnCLIPTextToImagePipeline(DiffusionPipeline):
 
     def _watcher(self, callback: Callable[..., Any] | None, names: Sequence[str]) -> Watch:
         """What shows a progress bar for a stage and hands its steps to the caller's callback."""
-        names = getattr(callback, "tensor_inputs", names)  # diffusers' own callback objects know what they need
+        names = getattr(
+            callback, "tensor_inputs", names
+        )  # diffusers' own callback objects know what they need
         if unknown := [name for name in names if name not in self._callback_tensor_inputs]:
             raise UserError(
-                f"callback_on_step_end_tensor_inputs may hold {self._callback_tensor_inputs}, got {unknown[0]!r}"
+                f"callback_on_step_end_tensor_inputs may hold {self._callback_tensor_inputs}, got {unknown}"
             )
 
         @contextmanager
@@ -332,7 +349,9 @@ class UnCLIPTextToImagePipeline(DiffusionPipeline):
             with self.progress_bar(total=runs * len(timesteps)) as bar:
                 bar.set_description(stage)
 
-                def on_step(index: int, timestep: Tensor, tensors: dict[str, Tensor]) -> dict[str, Tensor] | None:
+                def on_step(
+                    index: int, timestep: Tensor, tensors: dict[str, Tensor]
+                ) -> dict[str, Tensor] | None:
                     bar.update()
                     if callback is None:
                         return None
@@ -352,4 +371,7 @@ class UnCLIPTextToImagePipeline(DiffusionPipeline):
         if request.image_embeds is None:
             scales.append(settings.prior_guidance_scale)
         if request.negatives is not None and all(scale == 1 for scale in scales):
-            logger.warning("negative_prompt has no effect without guidance: raise decoder_guidance_scale above 1")
+            warnings.warn(
+                "negative_prompt has no effect without guidance: raise decoder_guidance_scale above 1",
+                stacklevel=2,
+            )

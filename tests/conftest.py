@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from unclip.pipelines import UnCLIPTextToImagePipeline
 
 EMBED, TOKEN, CONTEXT = 12, 20, 16  # sizes of an embedding and a token state, tokens of the longest caption
-WORDS = "a red green blue apple pear house cat on the left of right flat 3D noto style heart small".split()
+WORDS = "a red green blue apple pear house cat on the left of right flat 3D noto style heart small"
 
 
 def randomise(model: nn.Module, scale: float = 0.15) -> nn.Module:
@@ -43,7 +43,7 @@ def _clip() -> FrozenCLIP:
     from unclip.clip.tokenize import FileTokenizer, train_word_pieces
     from unclip.clip.towers import build_clip
 
-    tokenizer = FileTokenizer(train_word_pieces([" ".join(WORDS)] * 2, vocab_size=120), CONTEXT)
+    tokenizer = FileTokenizer(train_word_pieces([WORDS] * 2, vocab_size=120), CONTEXT)
     architecture = {
         "embed_dim": EMBED,
         "custom_text": True,
@@ -79,7 +79,14 @@ def tiny_prior() -> DiffusionPrior:
     from unclip.models import DiffusionPrior
 
     prior = DiffusionPrior(
-        embed_dim=EMBED, token_dim=TOKEN, width=16, layers=2, heads=2, max_tokens=CONTEXT, schedule="cosine", time_scale=1.0
+        embed_dim=EMBED,
+        token_dim=TOKEN,
+        width=16,
+        layers=2,
+        heads=2,
+        max_tokens=CONTEXT,
+        schedule="cosine",
+        time_scale=1.0,
     )
     prior.set_embed_statistics(_clip().embed_mean, _clip().embed_std)
     return randomise(prior)  # type: ignore[return-value]
@@ -126,7 +133,9 @@ def tiny_pipeline(
     pipe = UnCLIPTextToImagePipeline(
         clip=tiny_clip,
         prior=tiny_prior,
-        prior_scheduler=DDPMScheduler(beta_schedule="squaredcos_cap_v2", prediction_type="sample", clip_sample=False),
+        prior_scheduler=DDPMScheduler(
+            beta_schedule="squaredcos_cap_v2", prediction_type="sample", clip_sample=False
+        ),
         decoder=tiny_decoder,
         decoder_scheduler=FlowMatchEulerDiscreteScheduler(),
         upsampler_256=tiny_upsampler,

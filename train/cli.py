@@ -86,11 +86,12 @@ def configure(
         folder = Path(str(options["output"]))
         if not (folder / "config.yaml").is_file():
             raise UserError(f"nothing to resume in {folder}: leave out --resume to start a run there")
-        saved = task.resolve(TrainConfig.load(folder / "config.yaml"))
+        saved = TrainConfig.load(folder / "config.yaml")
         if saved.stage != stage or preset_name not in (None, saved.preset):
             raise UserError(
                 f"{folder} holds a run of stage {saved.stage}, preset {saved.preset}; got {stage}, {preset_name}"
             )
+        saved = task.resolve(saved)
     start = saved or preset(stage, preset_name or "emoji")
     config = task.resolve(start.override(overrides).updated(options))
     for key in FIXED if saved else ():

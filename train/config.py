@@ -86,14 +86,13 @@ class TrainConfig:
             UserError: no "=", an unknown key (the nearest valid one is named), a value of the wrong type.
         """
         from omegaconf import OmegaConf
-        from omegaconf.errors import OmegaConfBaseException
 
         for assignment in assignments:
             if "=" not in assignment:
                 raise UserError(f"expected key=value, got {assignment!r}")
         try:
             changes: Any = OmegaConf.to_container(OmegaConf.from_dotlist(list(assignments)))
-        except (OmegaConfBaseException, ValueError) as error:
+        except Exception as error:  # of omegaconf or of the YAML parser below it
             raise UserError(f"cannot read {' '.join(assignments)!r}: {str(error).splitlines()[0]}") from error
         return self.updated(changes)
 

@@ -1,7 +1,7 @@
 """The command line: `unclip generate`, `train`, `data`, `eval`, `assemble`, `demo`, `info`.
 
-Nothing heavy is imported before a command needs it, so that `unclip --help` answers at once. A user's mistake is one
-line on stderr and exit code 2.
+Nothing heavy is imported before a command needs it, so that `unclip --help` answers at once. A user's
+mistake is one line on stderr and exit code 2.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -32,21 +32,23 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # plain help: quicker, and no option is cut short
 )
 app.add_typer(data_app, name="data")
 app.add_typer(eval_app, name="eval")
 
-# typer reads these annotations when it runs, on Python 3.10 too: hence Optional.
-Whole = Optional[int]
-Number = Optional[float]
-Text = Optional[str]
+Whole = int | None
+Number = float | None
+Text = str | None
 Model = Annotated[Text, typer.Option(help="Pipeline folder or hub id; by default the embedded emoji model.")]
 Device = Annotated[Text, typer.Option(help="cpu, cuda, mps; by default the best there is.")]
 Dtype = Annotated[str, typer.Option(help="float32, float16 or bfloat16; on a CPU stay with float32.")]
 Progress = Annotated[bool, typer.Option("--progress/--no-progress", help="Show progress bars.")]
 Output = Annotated[Path, typer.Option("--output", "-o", help="Folder to write into.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
-Seed = Annotated[Whole, typer.Option(min=0, help="Of a prompt's first picture, the next has seed + 1; else random.")]
+Seed = Annotated[
+    Whole, typer.Option(min=0, help="Of a prompt's first picture, the next has seed + 1; else random.")
+]
 GuidanceScale = Annotated[Number, typer.Option(min=0, help="1 = no guidance.")]
 
 
@@ -60,7 +62,8 @@ def print_version(wanted: bool) -> None:
 @app.callback()
 def options(
     version: Annotated[
-        bool, typer.Option("--version", callback=print_version, is_eager=True, help="Show the version and exit.")
+        bool,
+        typer.Option("--version", callback=print_version, is_eager=True, help="Show the version and exit."),
     ] = False,
 ) -> None:
     """Take the options that stand before a command."""
@@ -68,14 +71,18 @@ def options(
 
 @app.command()
 def generate(
-    prompts: Annotated[Optional[list[str]], typer.Argument(metavar="[PROMPT]...", help="What to draw.")] = None,
-    prompts_file: Annotated[Optional[Path], typer.Option(help="A file with one prompt a line.")] = None,
+    prompts: Annotated[list[str] | None, typer.Argument(metavar="PROMPT", help="What to draw.")] = None,
+    prompts_file: Annotated[Path | None, typer.Option(help="A file with one prompt a line.")] = None,
     negative_prompt: Annotated[Text, typer.Option(help="What to move away from.")] = None,
-    num_images: Annotated[int, typer.Option("--num-images", "-n", min=1, help="Pictures for each prompt.")] = 1,
+    num_images: Annotated[
+        int, typer.Option("--num-images", "-n", min=1, help="Pictures for each prompt.")
+    ] = 1,
     seed: Seed = None,
     size: Annotated[Whole, typer.Option(help="Side in pixels: 64, 256 or 1024.")] = None,
     output: Output = Path("out"),
-    grid: Annotated[bool, typer.Option("--grid", help="Write a captioned grid of all pictures, too.")] = False,
+    grid: Annotated[
+        bool, typer.Option("--grid", help="Write a captioned grid of all pictures, too.")
+    ] = False,
     as_json: AsJson = False,
     steps: Annotated[Whole, typer.Option(help="Steps of the decoder.")] = None,
     prior_steps: Annotated[Whole, typer.Option(help="Steps of the prior.")] = None,
@@ -85,13 +92,15 @@ def generate(
     candidates: Annotated[Whole, typer.Option(help="Embeddings that the prior chooses from.")] = None,
     noise_level: Annotated[Number, typer.Option(help="0 to 1: more variety, less likeness.")] = None,
     upsampler_noise_level: Annotated[Number, typer.Option(help="0 to 1: more repair.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Pictures made at once; no picture depends on it.")] = 16,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Pictures made at once; no picture depends on it.")
+    ] = 16,
     model: Model = None,
     device: Device = None,
     dtype: Dtype = "float32",
     progress: Progress = True,
 ) -> None:
-    """Draw pictures from text: PNG files that hold prompt, seed, model and settings."""
+    """Draw pictures from text. The PNG files hold prompt, seed, model and settings."""
     texts = read_prompts(prompts or [], prompts_file)
     pipe = load_pipeline(model, device, dtype, progress)
     from unclip.pipelines.gallery import draw, draw_grid
@@ -131,7 +140,7 @@ def generate(
 def demo(
     output: Output = Path("out"), model: Model = None, device: Device = None, progress: Progress = True
 ) -> None:
-    """Draw a fixed list of prompts into demo.png, and one picture of the largest size; tell the time it took."""
+    """Draw a fixed list of prompts. Writes demo.png and one picture of the largest size; tells the times."""
     started = time.perf_counter()
     pipe = load_pipeline(model, device, "float32", progress)
     from unclip.pipelines.demo import demo as draw_demo
@@ -142,9 +151,11 @@ def demo(
 
 
 # What follows is handed to the trainer's own parser, which `python -m unclip.train` uses as well.
-@app.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+@app.command(
+    add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True}
+)
 def train(context: typer.Context) -> None:
-    """Train a stage: clip, prior, decoder, upsampler-256, upsampler-1024. `unclip train --help` tells more."""
+    """Train a stage of a model. `unclip train --help` tells how."""
     from unclip.train.cli import main as train_main
 
     raise typer.Exit(train_main(context.args))
@@ -157,17 +168,20 @@ def assemble(
     decoder: Annotated[Path, typer.Option(help="Output of `unclip train decoder`.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Pipeline folder to write or to replace.")],
     upsampler_256: Annotated[
-        Optional[Path], typer.Option("--upsampler-256", help="Output of `unclip train upsampler-256`.")
+        Path | None, typer.Option("--upsampler-256", help="Output of `unclip train upsampler-256`.")
     ] = None,
     upsampler_1024: Annotated[
-        Optional[Path], typer.Option("--upsampler-1024", help="Output of `unclip train upsampler-1024`.")
+        Path | None, typer.Option("--upsampler-1024", help="Output of `unclip train upsampler-1024`.")
     ] = None,
-    dtype: Annotated[str, typer.Option(help="Of the weights on disk: float16, bfloat16 or float32.")] = "float16",
+    dtype: Annotated[
+        str, typer.Option(help="Of the weights on disk: float16, bfloat16 or float32.")
+    ] = "float16",
     default: Annotated[
-        Optional[list[str]], typer.Option(metavar="KEY=VALUE", help="Default of a call, e.g. decoder_guidance_scale=3.")
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="Default of a call, e.g. decoder_guidance_scale=3."),
     ] = None,
 ) -> None:
-    """Put trained networks together to a model that `generate --model` and `from_pretrained` load."""
+    """Make a model of trained networks. `generate --model` and `from_pretrained` load it."""
     defaults = dict(read_number(each) for each in default or [])
     from unclip.pipelines.assemble import assemble as put_together
 
@@ -195,10 +209,9 @@ def info(model: Model = None, as_json: AsJson = False) -> None:
         return
     versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
     typer.echo(f"unclip {facts['unclip']}, Python {facts['python']}, {versions}\nmodel {facts['model']}")
-    for name, part in facts["components"].items():
-        size = f"{part['parameters'] / 1e6:7.2f} M parameters {part['bytes'] / 1e6:7.1f} MB" if "bytes" in part else ""
-        typer.echo(f"  {name:25} {part['class']:32} {size}".rstrip())
-    typer.echo(f"  {'in all':25} {'':32} {facts['parameters'] / 1e6:7.2f} M parameters {facts['bytes'] / 1e6:7.1f} MB")
+    for name, part in [*facts["components"].items(), ("in all", {"class": "", **facts})]:
+        size = f"{part['parameters'] / 1e6:8.2f} M {part['bytes'] / 1e6:8.1f} MB" if "bytes" in part else ""
+        typer.echo(f"  {name:25} {part['class']:32}{size}".rstrip())
     typer.echo(f"sizes    {', '.join(map(str, facts['sizes']))} px")
     typer.echo(f"defaults {', '.join(f'{name} {value}' for name, value in facts['defaults'].items())}")
 
@@ -213,8 +226,6 @@ def read_prompts(prompts: list[str], file: Path | None) -> list[str]:
         prompts = [*prompts, *(line.strip() for line in lines if line.strip())]
     if not prompts:
         raise UserError("no prompt: say what to draw, e.g. unclip generate 'a red apple, 3D'")
-    if any(not prompt.strip() for prompt in prompts):
-        raise UserError("prompt is empty: say what to draw, e.g. 'a red apple'")
     return prompts
 
 
@@ -237,7 +248,9 @@ def torch_dtype(name: str) -> Any:
     return getattr(torch, name)
 
 
-def load_pipeline(model: str | None, device: str | None, dtype: str, progress: bool) -> UnCLIPTextToImagePipeline:
+def load_pipeline(
+    model: str | None, device: str | None, dtype: str, progress: bool
+) -> UnCLIPTextToImagePipeline:
     """A pipeline on its device.
 
     Raises:
@@ -250,16 +263,17 @@ def load_pipeline(model: str | None, device: str | None, dtype: str, progress: b
     from unclip.pipelines import UnCLIPTextToImagePipeline
 
     logging.set_verbosity_error()
-    if not progress:
-        logging.disable_progress_bar()
+    logging.disable_progress_bar()  # of loading; the stages have their own
     if device is None:
-        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        device = (
+            "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        )
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UserError(f"no device {device!r} here: leave out --device, or give cpu") from error
     pipe = UnCLIPTextToImagePipeline.from_pretrained(model).to(device, wanted)
-    pipe.set_progress_bar_config(disable=not progress, leave=False)
+    pipe.set_progress_bar_config(disable=None if progress else True, leave=False)  # None: not into a file
     return pipe
 
 
@@ -277,22 +291,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     warnings.filterwarnings("default", category=UserWarning, module="unclip")
     warnings.showwarning = lambda message, *_: print(f"warning: {one_line(message)}", file=sys.stderr)
     try:
-        code = app(list(sys.argv[1:] if arguments is None else arguments), standalone_mode=False)
+        app(None if arguments is None else list(arguments))
     except UserError as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
-        code = 2
-    except typer.Abort:
-        print("interrupted", file=sys.stderr)
-        code = 130
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        code = 130
-    except Exception as error:
-        if not hasattr(error, "exit_code") or not hasattr(error, "show"):
-            raise
-        error.show()  # a wrong option or argument, which the parser explains
-        code = error.exit_code
-    sys.exit(code if isinstance(code, int) else 0)
+        sys.exit(2)
+    except SystemExit as end:
+        if end.code == 130:
+            print("interrupted", file=sys.stderr)
+        raise
 
 
 def one_line(message: object) -> str:

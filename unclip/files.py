@@ -37,7 +37,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_dir(path: str | Path) -> Iterator[Path]:
-    """Give a temporary folder beside `path`; on success it takes the place of `path`, on failure it is removed.
+    """Give a temporary folder beside `path`; on success it takes its place, on failure it is removed.
 
     Raises:
         UserError: the disk is full; what stood at `path` before is still there.
@@ -67,8 +67,8 @@ def _disk_full_is_a_user_error(path: Path) -> Iterator[None]:
             raise
         free = shutil.disk_usage(path.parent).free
         raise UserError(
-            f"no space left to write {path}: {free / 1e6:.0f} MB free; free some space or choose another folder, "
-            "then run the same command again"
+            f"no space left to write {path}: {free / 1e6:.0f} MB free; free some space or choose another "
+            "folder, then run the same command again"
         ) from error
 
 

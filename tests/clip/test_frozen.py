@@ -162,7 +162,10 @@ class Pictureless(DiffusionPipeline):
 
 def test_component_of_a_diffusers_pipeline(tiny_clip, tmp_path):
     Pictureless(clip=tiny_clip).save_pretrained(tmp_path)
-    assert json.loads((tmp_path / "model_index.json").read_text())["clip"] == ["unclip.clip.frozen", "FrozenCLIP"]
+    assert json.loads((tmp_path / "model_index.json").read_text())["clip"] == [
+        "unclip.clip.frozen",
+        "FrozenCLIP",
+    ]
     loaded = Pictureless.from_pretrained(tmp_path).clip
     assert_close(loaded.encode_text(TEXTS), tiny_clip.encode_text(TEXTS))
     assert {p.dtype for p in loaded.parameters()} == {torch.float32}

@@ -74,7 +74,7 @@ ORDERS = {
 
 
 def distance_to_exact_flow(gaussian, scheduler: Any, steps: int, left_out: int) -> float:
-    """Mean distance of a sampler's x from the exact solution of the probability-flow ODE, from the same x_T."""
+    """Mean distance of a sampler's x from the exact solution of the probability-flow ODE, given x_T."""
     x_T = torch.linspace(-2, 2, 41)[:, None]
     made = prepared(scheduler, steps)
     end = len(made.timesteps) - left_out

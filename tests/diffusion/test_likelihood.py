@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -64,7 +65,7 @@ def test_prior_kl_in_closed_form(schedule: DiscreteSchedule) -> None:
 
 
 def test_terms_are_closed_form_for_a_perfect_guess(schedule: DiscreteSchedule) -> None:
-    """A denoiser that knows x_0 pays for its variance alone: 0 with beta-tilde, the ratio of the two with beta."""
+    """Who knows x_0 pays for the variance alone: nothing with beta-tilde, for the ratio of the two with beta."""
     x0 = VALUES[100:104].reshape(2, 2)
     knowing = Denoiser(lambda x, t: x0, schedule, "sample")
     generator = torch.Generator().manual_seed(0)
@@ -81,7 +82,7 @@ def test_terms_are_closed_form_for_a_perfect_guess(schedule: DiscreteSchedule) -
 
 
 class ExactReverse:
-    """Denoisers of N(mean, std²) on a chain, whose p(x_{t-1} | x_t) is that of the data; variance learned or fixed."""
+    """Denoisers of N(mean, std²) on a chain, their p(x_{t-1} | x_t) that of the data if the variance is learned."""
 
     def __init__(self, gaussian, schedule: DiscreteSchedule) -> None:
         self.gaussian, self.schedule = gaussian, schedule
@@ -107,11 +108,11 @@ class ExactReverse:
         return ((beta_tilde + coefficient[:, 0] ** 2 * var_x0).log() - small) / (large - small)
 
 
-def exact_bound(denoiser: Denoiser, probabilities: Tensor, variance: str) -> float:
-    """The bound in bits per dimension, averaged exactly over 8-bit data of the given probabilities and over noise."""
+def exact_bound(denoiser: Denoiser, probabilities: Tensor, variance: str = "fixed_large") -> float:
+    """The bound in bits per dimension, its mean over 8-bit data of the given probabilities and noise integrated."""
     schedule = denoiser.schedule
     assert isinstance(schedule, DiscreteSchedule)
-    nodes, weights = (torch.from_numpy(array) for array in np.polynomial.hermite_e.hermegauss(12))
+    nodes, weights = (torch.from_numpy(array) for array in np.polynomial.hermite_e.hermegauss(8))
     x0 = VALUES.repeat_interleave(len(nodes))[:, None]  # every value with every node of the noise
     noise = nodes.repeat(256)[:, None]
     weight = (probabilities[:, None] * weights / weights.sum()).flatten()
@@ -125,10 +126,16 @@ def exact_bound(denoiser: Denoiser, probabilities: Tensor, variance: str) -> flo
 
 
 @pytest.fixture
-def probabilities(gaussian) -> Tensor:
-    """Of the 8-bit values, when N(mean, std²) is rounded to them."""
-    mean, log_std = torch.tensor(gaussian.mean), torch.tensor(gaussian.std, dtype=torch.float64).log()
-    return discretized_gaussian_log_prob(VALUES, mean, log_std).exp()
+def narrow(gaussian):
+    """Gaussian data whose tails end within the 8-bit values."""
+    return replace(gaussian, mean=0.1, std=0.2)
+
+
+@pytest.fixture
+def probabilities(narrow) -> Tensor:
+    """Of the 8-bit values, when Gaussian data are rounded to them."""
+    mean, std = torch.tensor([narrow.mean, narrow.std], dtype=torch.float64)
+    return discretized_gaussian_log_prob(VALUES, mean, std.log()).exp()
 
 
 @pytest.fixture
@@ -137,31 +144,26 @@ def entropy(probabilities: Tensor) -> float:
     return -torch.special.xlogy(probabilities, probabilities).sum().item() / math.log(2)
 
 
-def test_an_exact_reverse_process_has_no_gap(
-    gaussian, schedule, probabilities: Tensor, entropy: float
+def test_the_bound_lies_above_the_entropy_and_close(
+    narrow, schedule, probabilities: Tensor, entropy: float
 ) -> None:
-    bound = exact_bound(ExactReverse(gaussian, schedule).learned(), probabilities, "fixed_small")
-    assert bound >= entropy
-    assert_close(bound, entropy, rtol=0, atol=0.02)
+    exact = ExactReverse(narrow, schedule)
+    learned = exact_bound(exact.learned(), probabilities)
+    assert learned >= entropy
+    assert_close(learned, entropy, rtol=0, atol=0.002)  # the reverse process is that of the data: no gap
+    large = exact_bound(exact.fixed(), probabilities, "fixed_large")
+    assert large > learned
+    assert_close(large, entropy, rtol=0, atol=0.02)  # T = 1000 steps are many
+    assert exact_bound(exact.fixed(), probabilities, "fixed_small") > large
 
 
-@pytest.mark.parametrize("variance", ["fixed_small", "fixed_large"])
-def test_fixed_variances_cost_little_at_1000_steps(
-    gaussian, schedule, variance: str, probabilities: Tensor, entropy: float
-) -> None:
-    exact = ExactReverse(gaussian, schedule)
-    bound = exact_bound(exact.fixed(), probabilities, variance)
-    assert bound > exact_bound(exact.learned(), probabilities, variance)
-    assert_close(bound, entropy, rtol=0, atol=0.25)
-
-
-def test_bits_per_dim_is_the_sum_of_its_parts(gaussian, schedule: DiscreteSchedule, entropy: float) -> None:
+def test_bits_per_dim_is_the_sum_of_its_parts(narrow, schedule: DiscreteSchedule, entropy: float) -> None:
     generator = torch.Generator().manual_seed(0)
-    data = gaussian.mean + gaussian.std * torch.randn(64, 40, generator=generator, dtype=torch.float64)
+    data = narrow.mean + narrow.std * torch.randn(64, 40, generator=generator, dtype=torch.float64)
     x0 = ((data.clamp(-1, 1) + 1) * 127.5).round() / 127.5 - 1
-    bits = bits_per_dim(ExactReverse(gaussian, schedule).learned(), x0, generator=generator)
+    bits = bits_per_dim(ExactReverse(narrow, schedule).learned(), x0, generator=generator)
     assert_close(bits.total, bits.prior + bits.rate + bits.distortion)
-    assert_close(bits.total.mean().item(), entropy, rtol=0, atol=0.1)
+    assert_close(bits.total.mean().item(), entropy, rtol=0, atol=0.1)  # 2560 draws
     assert bits.total.shape == (64,)
 
 

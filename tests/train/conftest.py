@@ -15,6 +15,9 @@ import torch
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "emoji-fixture.tar"
 
 
+SVG = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 8 8"><circle cx="4" cy="4" r="{}" fill="red"/></svg>'
+
+
 @pytest.fixture(scope="session")
 def toy() -> ModuleType:
     """tests/train/toy.py as a module."""
@@ -49,7 +52,10 @@ class FakePictures:
     def rgba(self, index: int, size: int = 256) -> np.ndarray:
         return np.kron(self.pixels[index], np.ones((size // 16, size // 16, 1), np.uint8))
 
-    def thumbnails(self, size: int) -> np.ndarray:
+    def svg(self, index: int) -> str | None:
+        return SVG.format(1 + index % 3) if index % 2 else None
+
+    def thumbnails(self, size: int, progress: bool = False) -> np.ndarray:
         return np.stack([self.rgba(i, size) for i in range(48)])
 
 
@@ -74,7 +80,7 @@ class FakeCache:
 @pytest.fixture
 def fake_data(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """The tasks get stand-ins for pictures, embeddings and CLIP."""
-    from unclip.train.tasks import embedded, prior
+    from unclip.train.tasks import embedded, prior, upsampler
 
     pictures, cache = FakePictures(), FakeCache()
     empty = SimpleNamespace(
@@ -84,7 +90,8 @@ def fake_data(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     def clip(name: str) -> Any:
         return SimpleNamespace(encode_text=lambda texts: empty)
 
-    monkeypatch.setattr(embedded, "load_pictures", lambda config: pictures)
+    for module in (embedded, upsampler):
+        monkeypatch.setattr(module, "load_pictures", lambda config: pictures)
     monkeypatch.setattr(embedded, "load_cache", lambda config, pictures: cache)
     monkeypatch.setattr(prior, "load_clip", clip)
     return SimpleNamespace(pictures=pictures, cache=cache, empty=empty)

@@ -13,10 +13,12 @@ from open_clip.loss import ClipLoss
 from torch.testing import assert_close
 
 from unclip.clip import FrozenCLIP
+from unclip.clip.loss import MaskedClipLoss
 from unclip.errors import UserError
 from unclip.train.config import TrainConfig
 from unclip.train.tasks import clip as task_module
-from unclip.train.tasks.clip import ClipTask, MaskedClipLoss, PictureIndex, place
+from unclip.train.tasks.clip import ClipTask
+from unclip.train.tasks.clip_batches import PictureIndex, place
 
 COLOURS = {"red": (230, 30, 30), "green": (20, 160, 40), "blue": (40, 60, 220), "yellow": (240, 210, 30)}
 SHAPES, STYLES = ("square", "bar", "frame"), ("flat", "dotted")

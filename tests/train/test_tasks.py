@@ -29,14 +29,7 @@ def task_of(stage: str, output: Path | str = "unused", *overrides: str) -> Task:
     return make_task(configure(stage, "tiny", overrides, {"output": str(output), "data": "fake"}, resume=False))
 
 
-@pytest.fixture(autouse=True)
-def upsampler_data(fake_data: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    from unclip.train.tasks import upsampler
-
-    svg = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 8 8"><circle cx="4" cy="4" r="{}" fill="red"/></svg>'
-    fake_data.pictures.svg = lambda index: svg.format(1 + index % 3) if index % 2 else None
-    monkeypatch.setattr(upsampler, "load_pictures", lambda config: fake_data.pictures)
-    return fake_data
+pytestmark = pytest.mark.usefixtures("fake_data")
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -137,7 +130,7 @@ def test_upsampler_batch() -> None:
     assert float(noisy["low_res"].abs().max()) <= 1
 
 
-def test_upsampler_1024_draws_vector_pictures_only(fake_data: SimpleNamespace) -> None:
+def test_upsampler_1024_draws_vector_pictures_only() -> None:
     task: Any = task_of("upsampler-1024")
     assert task.usable.tolist() == [bool(i % 2) for i in range(48)]
     whole = task.crops(1, [(384, 384)])[0]

@@ -7,7 +7,6 @@ may then be true of several pictures of its batch; those pairs are left out of t
 
 from __future__ import annotations
 
-import zlib
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,11 +14,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from open_clip.loss import ClipLoss
 from torch import Tensor, nn
 
 from unclip.clip import FrozenCLIP
+from unclip.clip.loss import contrastive_loss, gather
 from unclip.clip.retrieval import paraphrases, same_meaning, top_k_accuracy
 from unclip.clip.tokenize import FileTokenizer, train_word_pieces
 from unclip.clip.towers import (
@@ -36,6 +34,7 @@ from unclip.errors import UserError
 
 from ..config import TrainConfig, dataclass_slots, fill
 from .base import Batch, Task
+from .clip_batches import PictureIndex, normal_text, place
 
 HELD_OUT = ("style", "tone", "attribute", "unseen")
 
@@ -75,7 +74,10 @@ class ClipOptions:
 
     def __post_init__(self) -> None:
         """Reject unknown towers."""
-        for key, towers in (("text_tower", ("minilm", "scratch")), ("image_tower", ("efficientnet", "scratch"))):
+        for key, towers in (
+            ("text_tower", ("minilm", "scratch")),
+            ("image_tower", ("efficientnet", "scratch")),
+        ):
             if getattr(self, key) not in towers:
                 raise UserError(f"task.{key}: expected {' or '.join(towers)}, got {getattr(self, key)!r}")
 
@@ -215,8 +217,8 @@ class ClipTask(Task):
         data = CaptionedImages(self.config.data, split=None)
         first: dict[str, int] = {}
         for i, record in enumerate(data.records):
-            first.setdefault(_normal(record["subject"]), i)
-        known = [{**p, "subject": _normal(p["subject"])} for p in paraphrases()]
+            first.setdefault(normal_text(record["subject"]), i)
+        known = [{**p, "subject": normal_text(p["subject"])} for p in paraphrases()]
         known = [p for p in known if p["subject"] in first]
         if not known:
             return {}
@@ -247,109 +249,11 @@ class ClipTask(Task):
 
     def describe(self) -> dict[str, Any]:
         """Count pictures, concepts and styles."""
-        return {"pictures": len(self.data), "concepts": len(self.index.concepts), "styles": len(self.index.styles)}
-
-
-class PictureIndex:
-    """Draws rows of a data set by structure, and numbers concepts, styles and captions."""
-
-    def __init__(self, data: CaptionedImages) -> None:
-        records = data.records
-        self.cumulative = np.cumsum(data.weights)
-        self.concepts, self.concept = _numbered([r["concept"] for r in records])
-        self.styles, self.style = _numbered([r["style"] for r in records])
-        _, self.kind = _numbered([(r.get("subgroup") or r.get("group"), r["style"]) for r in records])
-        self._same_concept = _rows_by(self.concept)
-        self._same_kind = _rows_by(self.kind)
-        # Captions that name no style are those whose form says so; "shiny" and "3D" cannot be told by their words.
-        self._plain = [
-            {_normal(text) for form, text in r["captions"].items() if not form.startswith("style")} for r in records
-        ]
-
-    def draw(self, n: int, rng: np.random.Generator, same_subject: float, same_kind: float) -> np.ndarray:
-        """Draw n different rows: shares of them in groups of one concept (2-3) and of one kind and style (4)."""
-        rows: dict[int, None] = {}  # an ordered set
-        for share, neighbours, group in (
-            (same_subject, (self._same_concept, self.concept), 3),
-            (same_subject + same_kind, (self._same_kind, self.kind), 4),
-        ):
-            by, label = neighbours
-            while len(rows) < round(n * share):
-                anchor = self._weighted(rng)
-                mates = by[label[anchor]]
-                picked = rng.choice(mates, min(len(mates), group), replace=False)
-                rows.update(dict.fromkeys([anchor, *picked.tolist()][:group]))
-        attempts = 0
-        while len(rows) < n and attempts < 20 * n:
-            rows[self._weighted(rng)] = None
-            attempts += 1
-        chosen = np.array(list(rows)[:n])
-        # A data set smaller than the batch repeats itself.
-        return chosen if len(chosen) == n else np.resize(chosen, n)
-
-    def _weighted(self, rng: np.random.Generator) -> int:
-        return min(int(np.searchsorted(self.cumulative, rng.random())), len(self.cumulative) - 1)
-
-    def labels(self, rows: np.ndarray, captions: list[str]) -> dict[str, Tensor]:
-        """Label pairs for `same_meaning`; captions beyond the rows are scenes, each a concept of its own."""
-        texts = [_normal(caption) for caption in captions]
-        plain = [text in self._plain[row] for row, text in zip(rows, texts, strict=False)]
-        extra = np.arange(len(captions) - len(rows))
         return {
-            "caption": torch.tensor([zlib.crc32(text.encode()) for text in texts]),
-            "concept": torch.from_numpy(np.concatenate([self.concept[rows], len(self.concepts) + extra])),
-            "style": torch.from_numpy(np.concatenate([self.style[rows], np.full(len(extra), -1)])),
-            "names_style": torch.tensor([not p for p in plain] + [True] * len(extra)),
+            "pictures": len(self.data),
+            "concepts": len(self.index.concepts),
+            "styles": len(self.index.styles),
         }
-
-
-def contrastive_loss() -> MaskedClipLoss:
-    """Make the loss for the current process group (features are gathered over all ranks, with gradients)."""
-    ranks = torch.distributed.is_available() and torch.distributed.is_initialized()
-    if not ranks:
-        return MaskedClipLoss()
-    rank, size = torch.distributed.get_rank(), torch.distributed.get_world_size()
-    return MaskedClipLoss(gather_with_grad=True, rank=rank, world_size=size)
-
-
-class MaskedClipLoss(ClipLoss):
-    """open_clip's loss without its false negatives."""
-
-    def forward(self, image_features: Tensor, text_features: Tensor, logit_scale: Tensor, true: Tensor) -> Tensor:
-        """Loss of N pairs; true [N,N] bool (row = caption) marks pairs that must not be pushed apart."""
-        per_image, per_text = self.get_logits(image_features, text_features, logit_scale)
-        labels = self.get_ground_truth(per_image.device, len(per_image))
-        others = true & ~torch.eye(len(true), dtype=torch.bool, device=true.device)
-        per_image = per_image.masked_fill(others.T, -torch.inf)
-        per_text = per_text.masked_fill(others, -torch.inf)
-        return (F.cross_entropy(per_image, labels) + F.cross_entropy(per_text, labels)) / 2
-
-
-def gather(labels: Tensor) -> Tensor:
-    """Concatenate a rank's labels [n] over all ranks, in open_clip's order."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return labels
-    parts = [torch.empty_like(labels) for _ in range(torch.distributed.get_world_size())]
-    torch.distributed.all_gather(parts, labels)
-    return torch.cat(parts)
-
-
-def place(rgba: np.ndarray, rng: np.random.Generator, coloured: float) -> Tensor:
-    """Lay sprites uint8 [n,S,S,4] on white (a share `coloured` on other colours), shifted and scaled a little.
-
-    Never mirrored: letters, flags and "pointing left" are not symmetric. Returns uint8 [n,3,S,S].
-    """
-    n = len(rgba)
-    sprites = torch.from_numpy(np.ascontiguousarray(rgba)).permute(0, 3, 1, 2).float() / 255
-    sprites = torch.cat([sprites[:, :3] * sprites[:, 3:], sprites[:, 3:]], 1)  # premultiplied, so edges stay clean
-    theta = torch.zeros(n, 2, 3)
-    theta[:, 0, 0] = theta[:, 1, 1] = torch.from_numpy(rng.uniform(0.95, 1.2, n)).float()
-    theta[:, :, 2] = torch.from_numpy(rng.uniform(-0.1, 0.1, (n, 2))).float()
-    grid = F.affine_grid(theta, list(sprites.shape), align_corners=False)
-    sprites = F.grid_sample(sprites, grid, align_corners=False)
-    colours = np.where(rng.random((n, 1)) < coloured, rng.random((n, 3)), 1.0)
-    background = torch.from_numpy(colours).float()[:, :, None, None]
-    return ((sprites[:, :3] + (1 - sprites[:, 3:]) * background) * 255).round().clamp(0, 255).byte()
 
 
 def to_unit_range(images: Tensor) -> Tensor:
@@ -363,27 +267,16 @@ def embed_texts(clip: FrozenCLIP, texts: list[str], batch_size: int = 128) -> Te
     return torch.cat(parts).cpu()
 
 
-def embed_pictures(clip: FrozenCLIP, data: CaptionedImages, rows: np.ndarray, batch_size: int = 128) -> Tensor:
+def embed_pictures(
+    clip: FrozenCLIP, data: CaptionedImages, rows: np.ndarray, batch_size: int = 128
+) -> Tensor:
     """Embed pictures of a data set on white -> [N,D]."""
     thumbnails, parts = data.thumbnails(clip.image_size), []
     for start in range(0, len(rows), batch_size):
-        rgba = torch.from_numpy(thumbnails[rows[start : start + batch_size]]).permute(0, 3, 1, 2).float() / 255
+        rgba = (
+            torch.from_numpy(thumbnails[rows[start : start + batch_size]]).permute(0, 3, 1, 2).float() / 255
+        )
         on_white = rgba[:, :3] * rgba[:, 3:] + 1 - rgba[:, 3:]
         pixels = (on_white * 2 - 1).contiguous(memory_format=torch.channels_last)
         parts.append(clip.encode_image(pixels.to(clip.device)))
     return torch.cat(parts).cpu()
-
-
-def _normal(text: str) -> str:
-    return " ".join(text.lower().split())
-
-
-def _numbered(values: list[Any]) -> tuple[list[Any], np.ndarray]:
-    names = list(dict.fromkeys(values))
-    number = {name: i for i, name in enumerate(names)}
-    return names, np.array([number[value] for value in values])
-
-
-def _rows_by(labels: np.ndarray) -> list[np.ndarray]:
-    order = np.argsort(labels, kind="stable")
-    return np.split(order, np.cumsum(np.bincount(labels))[:-1])

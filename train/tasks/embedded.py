@@ -127,10 +127,13 @@ def load_cache(config: TrainConfig, pictures: CaptionedImages) -> EmbeddingCache
     """The embeddings in `config.cache`; where there are none, they are made with `config.clip`.
 
     Raises:
-        UserError: neither a cache nor a CLIP to make one with.
+        UserError: neither a cache nor a CLIP to make one with, or a cache of other data or another CLIP.
     """
     if config.cache is not None and Path(config.cache).exists():
-        return EmbeddingCache.load(config.cache)
+        cache = EmbeddingCache.load(config.cache)
+        if config.clip is not None:
+            cache.check(load_clip(config.clip), pictures)
+        return cache
     if config.clip is None:
         where = f"no cache at {config.cache}" if config.cache else "no embeddings"
         raise UserError(f"{where}: give cache=DIR with embeddings of the data, or clip=DIR to make them")

@@ -40,7 +40,9 @@ def load_open_clip(name: str | dict[str, Any], pretrained: str | None = None) ->
         return OpenCLIPSource(build_clip(name), BytePairTokenizer(context_length), name, mean, std)
     if "hf-hub:" not in name and "local-dir:" not in name and name not in open_clip.list_models():
         near = difflib.get_close_matches(name, open_clip.list_models(), n=1, cutoff=0.0)[0]
-        raise UserError(f"open_clip has no model {name!r}; the nearest is {near!r} (or give 'local-dir:PATH')")
+        raise UserError(
+            f"open_clip has no model {name!r}; the nearest is {near!r} (or give 'local-dir:PATH')"
+        )
     module = open_clip.create_model(name, pretrained=pretrained)
     if not isinstance(module, (CLIP, CustomTextCLIP)):
         raise UserError(f"{name!r} is a {type(module).__name__}; choose a plain CLIP such as 'ViT-B-32'")

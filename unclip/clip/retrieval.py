@@ -9,11 +9,12 @@ import json
 from collections.abc import Sequence
 from importlib.resources import files
 
-import torch
 from torch import Tensor
 
 
-def top_k_accuracy(text: Tensor, image: Tensor, relevant: Tensor, ks: Sequence[int] = (1, 5)) -> dict[str, float]:
+def top_k_accuracy(
+    text: Tensor, image: Tensor, relevant: Tensor, ks: Sequence[int] = (1, 5)
+) -> dict[str, float]:
     """Share of captions with a right picture among their k nearest.
 
     Args:

@@ -8,9 +8,8 @@ Shapes: B texts, L tokens.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from open_clip.tokenizer import SimpleTokenizer, get_clean_fn
@@ -23,8 +22,7 @@ from unclip.files import atomic_path
 TOKENIZER_FILE = "tokenizer.json"
 
 
-@dataclass(frozen=True)
-class Tokens:
+class Tokens(NamedTuple):
     """Token ids [B,L], mask [B,L] (True = real token, False = padding) and, per text, the words cut off ("" = none)."""
 
     ids: Tensor
@@ -87,7 +85,9 @@ class FileTokenizer:
         """
         path = Path(folder) / TOKENIZER_FILE
         if not path.is_file():
-            raise UserError(f"no {TOKENIZER_FILE} in {folder}: the CLIP folder is incomplete; copy or save it again")
+            raise UserError(
+                f"no {TOKENIZER_FILE} in {folder}: the CLIP folder is incomplete; copy or save it again"
+            )
         try:
             tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # the tokenizers library raises bare Exception

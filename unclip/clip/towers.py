@@ -105,7 +105,9 @@ def load_minilm(text: HFTextEncoder) -> None:
     chosen: dict[str, Tensor] = {}
     for name, tensor in own.items():
         if name not in weights or weights[name].shape[1:] != tensor.shape[1:]:
-            raise UserError(f"the text tower is not MiniLM-shaped: {name} {tuple(tensor.shape)}; keep its widths")
+            raise UserError(
+                f"the text tower is not MiniLM-shaped: {name} {tuple(tensor.shape)}; keep its widths"
+            )
         chosen[name] = weights[name][: tensor.shape[0]] if tensor.ndim else weights[name]
     text.transformer.load_state_dict(chosen)
 
@@ -161,7 +163,13 @@ def package_file(package: str, relative: str) -> Path:
     return path
 
 
-_STEM = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
+_STEM = {
+    "_conv_stem": "conv_stem",
+    "_bn0": "bn1",
+    "_conv_head": "conv_head",
+    "_bn1": "bn2",
+    "_fc": "classifier",
+}
 # Stage 0 has no expansion, so timm numbers its parts differently.
 _FIRST = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
 _BLOCK = {

@@ -36,7 +36,10 @@ SIZE = 256
 CHUNK = 128  # artworks rendered between two points of resumption
 SHARD = 2000
 PER_SUBJECT = 12  # of a limited build, so that tones and colours do not fill it
-SAME, ALIKE = 4, 20  # tolerances (0..255 per coarse value): a repetition, and a give-away of a held-out picture
+SAME, ALIKE = (
+    4,
+    20,
+)  # tolerances (0..255 per coarse value): a repetition, and a give-away of a held-out picture
 
 # People are more than half of the pictures, most of them tone variants; flags are many and alike.
 _GROUP_WEIGHTS = {"people-body": 0.28, "flags": 0.35, "symbols": 0.6}
@@ -75,7 +78,12 @@ def build_emoji(
     if limit is not None and limit < 1:
         raise UserError(f"limit must be at least 1, got {limit}; leave it out for everything")
     chosen = choose_sources(sources)
-    plan = {"format": FORMAT, "seed": seed, "limit": limit, "sources": [_version(source.style) for source in chosen]}
+    plan = {
+        "format": FORMAT,
+        "seed": seed,
+        "limit": limit,
+        "sources": [_version(source.style) for source in chosen],
+    }
     finished = _open_build(out, plan)
     if finished is not None:
         return finished
@@ -113,7 +121,9 @@ def _open_build(out: Path, plan: dict[str, Any]) -> dict[str, Any] | None:
 def _short(plan: dict[str, Any] | None) -> str:
     if plan is None:
         return "unknown"
-    return f"seed {plan['seed']}, limit {plan['limit']}, {len(plan['sources'])} sources, format {plan['format']}"
+    return (
+        f"seed {plan['seed']}, limit {plan['limit']}, {len(plan['sources'])} sources, format {plan['format']}"
+    )
 
 
 def _stratified(artworks: list[Artwork], limit: int, seed: int) -> list[Artwork]:
@@ -128,7 +138,9 @@ def _stratified(artworks: list[Artwork], limit: int, seed: int) -> list[Artwork]
     queues = []
     for group in sorted(subjects):
         # Subjects of many styles first: one style alone teaches nothing about styles.
-        names = sorted(subjects[group], key=lambda name: (-min(4, _styles(subjects[group][name])), order(name)))
+        names = sorted(
+            subjects[group], key=lambda name: (-min(4, _styles(subjects[group][name])), order(name))
+        )
         queues.append([subjects[group][name] for name in names])
     chosen: list[Artwork] = []
     while len(chosen) < limit and any(queues):
@@ -144,16 +156,16 @@ def _styles(artworks: list[Artwork]) -> int:
     return len({artwork.source.style for artwork in artworks})
 
 
-def _render_chunks(
-    artworks: list[Artwork], folder: Path, processes: int, progress: bool
-) -> dict[str, str]:
+def _render_chunks(artworks: list[Artwork], folder: Path, processes: int, progress: bool) -> dict[str, str]:
     """Render what is not yet in `folder`, chunk by chunk; {key: reason} of the artworks that cannot be drawn."""
     chunks = [artworks[start : start + CHUNK] for start in range(0, len(artworks), CHUNK)]
     missing = [i for i in range(len(chunks)) if not _chunk_path(folder, i).is_file()]
     with _mapper(processes) as run:
         for i in track(missing, "render", total=len(chunks), done=len(chunks) - len(missing), show=progress):
             results = run(_render_one, [(artwork.svg, artwork.webp) for artwork in chunks[i]])
-            write_tar(_chunk_path(folder, i), zip([artwork.key for artwork in chunks[i]], results, strict=True))
+            write_tar(
+                _chunk_path(folder, i), zip([artwork.key for artwork in chunks[i]], results, strict=True)
+            )
     return {
         key: files["error"].decode()
         for i in range(len(chunks))
@@ -190,12 +202,21 @@ def _read_chunks(folder: Path) -> Iterator[tuple[str, Sample]]:
 
 
 def _write_shards(
-    artworks: list[Artwork], failures: dict[str, str], out: Path, plan: dict[str, Any], seed: int, progress: bool
+    artworks: list[Artwork],
+    failures: dict[str, str],
+    out: Path,
+    plan: dict[str, Any],
+    seed: int,
+    progress: bool,
 ) -> dict[str, Any]:
     """Decide splits and duplicates on all rendered pictures, then write shards, attribution and manifest."""
     drawn = [artwork for artwork in artworks if artwork.key not in failures]
     coarse = np.stack(
-        [np.frombuffer(files["coarse"], np.uint8) for _, files in _read_chunks(out / ".build") if "coarse" in files]
+        [
+            np.frombuffer(files["coarse"], np.uint8)
+            for _, files in _read_chunks(out / ".build")
+            if "coarse" in files
+        ]
     )
     picks = [Pick(artwork.concept, artwork.source.family) for artwork in drawn]
     splits = assign_splits(picks)
@@ -211,7 +232,9 @@ def _write_shards(
     batch: list[tuple[str, Sample]] = []
     shards = 0
     for key, files in track(samples, "shards", total=len(kept), show=progress):
-        record = kept[key] | {"crc32": zlib.crc32(files["webp"])}  # so that a damaged picture shows when loaded
+        record = kept[key] | {
+            "crc32": zlib.crc32(files["webp"])
+        }  # so that a damaged picture shows when loaded
         sample = {"json": to_json(record), "webp": files["webp"]}
         if svgs[key] is not None:
             sample["svg"] = svgs[key].encode()  # type: ignore[union-attr]
@@ -302,7 +325,9 @@ def _finish(
         "licences": dict(sorted(Counter(record["licence"] for record in records).items())),
         "counts": {split: dict(sorted(counts.items())) for split, counts in sorted(by_split.items())},
         "splits": {split: sum(counts.values()) for split, counts in sorted(by_split.items())},
-        "group_weight": {name: round(value / sum(weight.values()), 4) for name, value in sorted(weight.items())},
+        "group_weight": {
+            name: round(value / sum(weight.values()), 4) for name, value in sorted(weight.items())
+        },
         "left_out": {reason: dropped[reason] for reason in ("repeated", "leaking", "orphan")},
         "failures": failures,
     }
@@ -315,10 +340,17 @@ def _finish(
 
 def attribution(styles: Sequence[str]) -> str:
     """A Markdown table that credits the art of these styles."""
-    lines = ["# Art in these shards", "", "| style | package | author | licence | origin |", "|---|---|---|---|---|"]
+    lines = [
+        "# Art in these shards",
+        "",
+        "| style | package | author | licence | origin |",
+        "|---|---|---|---|---|",
+    ]
     for style in styles:
         source = SOURCES[style]
-        lines.append(f"| {style} | {source.package.spec} | {source.author} | {source.licence} | {source.url} |")
+        lines.append(
+            f"| {style} | {source.package.spec} | {source.author} | {source.licence} | {source.url} |"
+        )
     lines += ["", "Pictures were rendered to pixels and scaled; nothing else was changed.",
               f"Names and keywords: {EMOJIBASE.spec} (MIT), {EMOJILIB.spec} (MIT).", ""]  # fmt: skip
     return "\n".join(lines)

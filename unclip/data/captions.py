@@ -11,7 +11,7 @@ import re
 
 from unclip.data.concepts import Concept
 
-# Templates: {n} the name, {an} the name with its article; an article before the style word is put right below.
+# The first word of each is the plainest; `style_article` uses it alone.
 _STYLE_WORDS: dict[str, tuple[str, ...]] = {
     "noto": ("noto", "noto emoji", "Google noto"),
     "3D": ("3D", "3D rendered", "three-dimensional"),
@@ -30,15 +30,18 @@ _NOUN_STYLES = frozenset({"silhouette", "line art"})
 
 _PLURAL_ONLY = frozenset(("skis", "clothes"))
 _SINGULAR_S = ("ss", "us", "is", "os", "lens", "gas", "atlas", "canvas", "christmas", "news")
-_MASS = frozenset(
-    "rice bread milk honey money fire water bacon sushi meat corn ginger garlic butter cheese ice snow fog luggage "
-    "mail music spaghetti tempura oden soap wood salt sake tea coffee popcorn lotion hair beer thread yarn lightning "
-    "broccoli falafel cotton fondue sand wind smoke grass gold armour armor clothing furniture seaweed "
-    "gymnastics wrestling bowling surfing hockey arts".split()
-)
-_DETERMINERS = frozenset(
-    "one two three four five six seven eight nine ten eleven twelve hundred people men women speaking its no".split()
-)
+_MASS = frozenset({
+    "rice", "bread", "milk", "honey", "money", "fire", "water", "bacon", "sushi", "meat", "corn", "ginger",
+    "garlic", "butter", "cheese", "ice", "snow", "fog", "luggage", "mail", "music", "spaghetti", "tempura",
+    "oden", "soap", "wood", "salt", "sake", "tea", "coffee", "popcorn", "lotion", "hair", "beer", "thread",
+    "yarn", "lightning", "broccoli", "falafel", "cotton", "fondue", "sand", "wind", "smoke", "grass", "gold",
+    "armour", "armor", "clothing", "furniture", "seaweed", "gymnastics", "wrestling", "bowling", "surfing",
+    "hockey", "arts",
+})  # fmt: skip
+_DETERMINERS = frozenset({
+    "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
+    "hundred", "people", "men", "women", "speaking", "its", "no",
+})  # fmt: skip
 _PREPOSITIONS = re.compile(
     r" (?:with|without|of|in|on|and|behind|holding|facing|over|under|from|kissing|for|at|getting|wearing|showing) "
 )
@@ -74,7 +77,11 @@ def with_article(name: str) -> str:
     first = name.split()[0].lower()
     if name.startswith(("flag of ", "Kaaba", "Milky Way", "Statue of")):
         return f"the {name}"
-    if first in _DETERMINERS or name.startswith("flags") or re.match(r"(?:Mrs\.|Mx|Mount|Santa|Saint) ", name):
+    if (
+        first in _DETERMINERS
+        or name.startswith("flags")
+        or re.match(r"(?:Mrs\.|Mx|Mount|Santa|Saint) ", name)
+    ):
         return name
     if first in ("man", "woman", "person"):
         return f"a {name}"  # "a man surfing": the last word is no noun
@@ -85,7 +92,7 @@ def with_article(name: str) -> str:
 
 
 def article(phrase: str) -> str:
-    """"`a` or `an` by the sound that the phrase starts with: "an hourglass", "a unicorn", "an SOS button"."""
+    """`a` or `an`, by the sound that the phrase starts with: "an hourglass", "a unicorn", "an SOS button"."""
     first = re.split(r"[ -]", phrase, maxsplit=1)[0]
     if first in ("SOS", "NG", "SUV"):  # spelled out
         return "an"
@@ -106,7 +113,7 @@ def _is_plural(word: str) -> bool:
 
 
 def _style_article(style_word: str, name: str) -> str:
-    """ "a 3D red apple", "a red apple silhouette"; keeps a subject that takes no article without one."""
+    """As in "a 3D red apple" and "a red apple silhouette"; keeps a subject that takes no article without one."""
     styled = f"{name} {style_word}" if style_word in _NOUN_STYLES else f"{style_word} {name}"
     return styled if with_article(name) == name else f"{article(styled)} {styled}"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -14,12 +14,13 @@ app.add_typer(build_app, name="build")
 @build_app.command("emoji")
 def build_emoji_command(
     out: Annotated[str, typer.Option(help="Folder for shards and manifest.")],
-    limit: Annotated[Optional[int], typer.Option(help="Choose about this many pictures, of all groups.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Choose about this many pictures, of all groups.")] = None,
     sources: Annotated[
-        Optional[str], typer.Option(help="Styles, separated by commas; all permissively licensed ones by default.")
+        str | None,
+        typer.Option(help="Styles, separated by commas; all permissively licensed ones by default."),
     ] = None,
     seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.")] = 0,
-    cache: Annotated[Optional[str], typer.Option(help="Folder of fetched packages.")] = None,
+    cache: Annotated[str | None, typer.Option(help="Folder of fetched packages.")] = None,
     processes: Annotated[int, typer.Option(help="Processes that render.")] = 2,
 ) -> None:
     """Fetch openly licensed emoji art (needs npm), render it, caption it and write webdataset shards."""

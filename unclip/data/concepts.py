@@ -26,9 +26,10 @@ _GENDERS = {
 _COMPONENTS = (None, 2)
 # Chat shorthand and codes among the keywords are not words for a picture.
 _TAG = re.compile(r"^[a-z][a-z' -]{2,}$")
-_SHORTHAND = frozenset(
-    "brb omw idk lol wtf omg smh rofl lmao ily tfw fml nvm tbh bff btw imo ttyl xoxo afk yolo dnd ikr fyi sos".split()
-)
+_SHORTHAND = frozenset({
+    "brb", "omw", "idk", "lol", "wtf", "omg", "smh", "rofl", "lmao", "ily", "tfw", "fml", "nvm", "tbh", "bff",
+    "btw", "imo", "ttyl", "xoxo", "afk", "yolo", "dnd", "ikr", "fyi", "sos",
+})  # fmt: skip
 
 
 # Unicode's names that nobody would type, or that are no noun, and what a person calls the picture.
@@ -145,7 +146,14 @@ def icon_concept(name: str) -> Concept:
     """The concept of an icon that no emoji names, from its own name ("broken shield")."""
     colour, thing = split_colour(name)
     return Concept(
-        subject=name, concept=name, label=name, role=role_of(name), group="icon", subgroup="icon", colour=colour, thing=thing
+        subject=name,
+        concept=name,
+        label=name,
+        role=role_of(name),
+        group="icon",
+        subgroup="icon",
+        colour=colour,
+        thing=thing,
     )
 
 

@@ -26,7 +26,9 @@ def down(x: Tensor, factor: int) -> Tensor:
     """
     height, width = x.shape[-2:]
     if factor < 1 or height % factor or width % factor:
-        raise ValueError(f"expected sides that are multiples of {factor}, got {height} x {width}; crop or pad first")
+        raise ValueError(
+            f"expected sides that are multiples of {factor}, got {height} x {width}; crop or pad first"
+        )
     return F.avg_pool2d(x, factor) if factor > 1 else x
 
 

@@ -60,7 +60,9 @@ class CaptionedImages:
         if self.skipped:
             warnings.warn(f"{self.skipped} damaged samples under {path} were skipped", stacklevel=2)
         if not self.records:
-            raise UserError(f"no sound sample of split {', '.join(wanted)} under {path}; choose another split or build")
+            raise UserError(
+                f"no sound sample of split {', '.join(wanted)} under {path}; choose another split or build"
+            )
         weights = np.array([record["weight"] for record in self.records], np.float64)
         self.weights = weights / weights.sum()  # [N], sums to 1
         self._thumbnails: dict[int, np.ndarray] = {}
@@ -163,9 +165,13 @@ def _shards(path: Path) -> list[Path]:
         listed = [root / "shards" / name for name in json.loads(manifest.read_text())["shards"]]
         missing = [shard.name for shard in listed if shard not in found]
         if missing:
-            raise UserError(f"{root} lacks {', '.join(missing)}, which its manifest lists; build it again elsewhere")
+            raise UserError(
+                f"{root} lacks {', '.join(missing)}, which its manifest lists; build it again elsewhere"
+            )
     if not found:
-        raise UserError(f"no shards at {path}; expected a folder of `unclip data build emoji --out …`, or a .tar")
+        raise UserError(
+            f"no shards at {path}; expected a folder of `unclip data build emoji --out …`, or a .tar"
+        )
     return found
 
 

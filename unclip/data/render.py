@@ -13,9 +13,7 @@ _VIEW_BOX = re.compile(r'viewBox="([^"]+)"')
 _BLANK_STD = 3.0  # a picture on white with less contrast than this shows nothing
 
 
-def render_svg(
-    svg: str, size: int, crop: tuple[float, float, float] = (0.0, 0.0, 1.0)
-) -> np.ndarray:
+def render_svg(svg: str, size: int, crop: tuple[float, float, float] = (0.0, 0.0, 1.0)) -> np.ndarray:
     """Draw a square SVG, or a square part of it, at any resolution.
 
     Args:
@@ -32,7 +30,7 @@ def render_svg(
     """
     match = _VIEW_BOX.search(svg)
     if match is None:
-        raise ValueError("expected an SVG with a viewBox, got one without; add viewBox=\"0 0 W H\" to its root")
+        raise ValueError('expected an SVG with a viewBox, got one without; add viewBox="0 0 W H" to its root')
     if crop != (0.0, 0.0, 1.0):
         left, top, width, height = (float(part) for part in match[1].replace(",", " ").split())
         x, y, side = crop

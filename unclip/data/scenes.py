@@ -106,7 +106,9 @@ class ComposedScenes:
                 self._sprites[record["style"]].append(i)
         self._sprites = {style: found for style, found in sorted(self._sprites.items()) if len(found) >= 3}
         if not self._sprites:
-            raise UserError(f"{ds.path} has too few objects to compose scenes; expected 3 or more in one style")
+            raise UserError(
+                f"{ds.path} has too few objects to compose scenes; expected 3 or more in one style"
+            )
         weights = np.array([ds.weights[found].sum() for found in self._sprites.values()])
         self._style_weights = weights / weights.sum()
         self._main_hue = lru_cache(maxsize=None)(self._measure_hue)
@@ -130,7 +132,11 @@ class ComposedScenes:
         image, boxes = self._paint(layout)
         caption, order, relation = describe_layout(layout, rng)
         return Scene(
-            image=image, caption=caption, boxes=[boxes[i] for i in order], relation=relation, style=layout.style
+            image=image,
+            caption=caption,
+            boxes=[boxes[i] for i in order],
+            relation=relation,
+            style=layout.style,
         )
 
     def _draw_layout(self, rng: np.random.Generator) -> _Layout:
@@ -172,8 +178,15 @@ class ComposedScenes:
             left, top = round(thing.x * side - pixels / 2), round(thing.y * side - pixels / 2)
             picture = Image.fromarray(sprite)
             canvas.paste(picture, (left, top), picture)
-            shown = picture.getchannel("A").point(lambda value: 255 * (value > 32)).getbbox() or (0, 0, pixels, pixels)
-            x0, y0, x1, y1 = ((start + edge) / side for start, edge in zip((left, top) * 2, shown, strict=True))
+            shown = picture.getchannel("A").point(lambda value: 255 * (value > 32)).getbbox() or (
+                0,
+                0,
+                pixels,
+                pixels,
+            )
+            x0, y0, x1, y1 = (
+                (start + edge) / side for start, edge in zip((left, top) * 2, shown, strict=True)
+            )
             boxes.append((thing.name, x0, y0, x1, y1))
         return np.asarray(canvas.resize((self.size,) * 2, Image.Resampling.BOX)), boxes
 

@@ -48,7 +48,9 @@ def scan_tar(path: Path) -> tuple[list[Member], int]:
         UserError: the file is missing or empty.
     """
     if not path.is_file() or path.stat().st_size == 0:
-        raise UserError(f"expected a tar shard at {path}, found none or an empty file; build or copy it again")
+        raise UserError(
+            f"expected a tar shard at {path}, found none or an empty file; build or copy it again"
+        )
     members: list[Member] = []
     damage = 0
     lost = ended = False  # lost: between a bad header and the next sound one

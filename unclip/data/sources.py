@@ -232,7 +232,7 @@ def choose_sources(styles: list[str] | None) -> list[Source]:
     Raises:
         UserError: a style that no source has.
     """
-    wanted = list(PERMISSIVE) if not styles else styles
+    wanted = styles or list(PERMISSIVE)
     known = {style.lower(): style for style in SOURCES}
     for style in wanted:
         if style.lower() not in known:

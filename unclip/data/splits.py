@@ -23,7 +23,10 @@ from unclip.data.concepts import Concept
 
 SPLITS = ("train", "style", "tone", "attribute", "unseen")
 UNSEEN_RATE, STYLE_RATE, TONE_RATE = 0.02, 0.04, 0.10
-COLOURS_PER_THING, HELD_OF_COLOURS = 3, 5  # of a thing in >= 3 colours one colour in five is held out, rounded up
+COLOURS_PER_THING, HELD_OF_COLOURS = (
+    3,
+    5,
+)  # of a thing in >= 3 colours one colour in five is held out, rounded up
 _NO_HOLD_OUT = frozenset({"flags", "icon"})  # a flag never seen cannot be drawn; icons have one style only
 
 
@@ -86,9 +89,7 @@ def orphans(picks: Sequence[Pick], splits: Sequence[str]) -> set[int]:
     return {i for i, (pick, split) in enumerate(zip(picks, splits, strict=True)) if not complete(pick, split)}
 
 
-def near_duplicates(
-    fingerprints: np.ndarray, tolerance: int, block: int = 1024
-) -> list[tuple[int, int]]:
+def near_duplicates(fingerprints: np.ndarray, tolerance: int, block: int = 1024) -> list[tuple[int, int]]:
     """Pairs i < j of pictures in which no coarse value differs by more than `tolerance`.
 
     Args:
@@ -110,7 +111,10 @@ def near_duplicates(
 
 
 def drop_duplicates(
-    splits: Sequence[str], styles: Sequence[str], same: Iterable[tuple[int, int]], alike: Iterable[tuple[int, int]]
+    splits: Sequence[str],
+    styles: Sequence[str],
+    same: Iterable[tuple[int, int]],
+    alike: Iterable[tuple[int, int]],
 ) -> tuple[set[int], set[int]]:
     """(repeated, leaking): samples to leave out.
 

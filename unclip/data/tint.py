@@ -18,19 +18,20 @@ TINTS: dict[str, tuple[float, tuple[float, float], tuple[float, float]]] = {
 }
 # People, faces, food, plants, animals, flags, signs and symbols have the colour that they have.
 FREE_SUBGROUPS = frozenset({
-    "clothing", "transport-ground", "transport-water", "transport-air", "household", "office", "book-paper", "writing",
-    "lock", "phone", "computer", "light-video", "mail", "musical-instrument", "arts-crafts", "event", "game", "tool",
-    "sound", "sport",
+    "clothing", "transport-ground", "transport-water", "transport-air", "household", "office", "book-paper",
+    "writing", "lock", "phone", "computer", "light-video", "mail", "musical-instrument", "arts-crafts",
+    "event", "game", "tool", "sound", "sport",
 })  # fmt: skip
 _COLOURED_BY_NATURE = frozenset({
-    "Christmas tree", "jack-o-lantern", "fireworks", "firecracker", "fire extinguisher", "fire engine", "police car",
-    "pine decoration", "ambulance", "tanabata tree", "wood", "brick", "sparkles", "sparkler", "toolbox", "chess pawn",
-    "carp streamer", "Japanese dolls", "moon viewing ceremony", "locomotive", "construction barrier", "wheel", "artist palette",
-    "basketball", "soccer ball", "tennis ball", "baseball", "softball", "pool 8 ball", "mahjong red dragon", "spade suit",
-    "heart suit", "diamond suit", "club suit", "joker card", "flower playing cards", "rainbow", "candle", "soap", "sponge",
-    "ring buoy", "horizontal traffic light", "vertical traffic light", "stop sign", "police car light", "diya lamp",
-    "red paper lantern", "red envelope", "ledger", "light bulb", "pencil", "cricket game", "flag in hole", "chains",
-    "plunger", "fishing pole", "magnet", "framed picture", "jeans",
+    "Christmas tree", "jack-o-lantern", "fireworks", "firecracker", "fire extinguisher", "fire engine",
+    "police car", "pine decoration", "ambulance", "tanabata tree", "wood", "brick", "sparkles", "sparkler",
+    "toolbox", "chess pawn", "carp streamer", "Japanese dolls", "moon viewing ceremony", "locomotive",
+    "construction barrier", "wheel", "artist palette", "basketball", "soccer ball", "tennis ball", "baseball",
+    "softball", "pool 8 ball", "mahjong red dragon", "spade suit", "heart suit", "diamond suit", "club suit",
+    "joker card", "flower playing cards", "rainbow", "candle", "soap", "sponge", "ring buoy",
+    "horizontal traffic light", "vertical traffic light", "stop sign", "police car light", "diya lamp",
+    "red paper lantern", "red envelope", "ledger", "light bulb", "pencil", "cricket game", "flag in hole",
+    "chains", "plunger", "fishing pole", "magnet", "framed picture", "jeans",
 })  # fmt: skip
 _SATURATED = 0.25  # of a pixel that shows a hue
 _SPREAD = 0.11  # turns of hue around the main one that count as the same paint

@@ -76,7 +76,7 @@ class Denoiser:
         alpha, sigma = alpha.to(x_t).expand(len(x_t)), sigma.to(x_t).expand(len(x_t))
         t = self.schedule.time_of(alpha, sigma)
         own_alpha, own_sigma = self.schedule.alpha_sigma(t)
-        # The two quotients are equal unless the network saw no such level; that of the larger part is never 0/0.
+        # The quotients are equal unless the network saw no such level; that of the larger part is never 0/0.
         x = broadcast(torch.where(alpha > sigma, own_alpha / alpha, own_sigma / sigma), x_t) * x_t
         posterior = self.at(x, t, cond)
         # With less noise than the network ever saw, keep its score: x/alpha - x_0 shrinks as (sigma/alpha)².

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -21,25 +21,25 @@ _MODEL = typer.Option(help="Pipeline folder or hub id; the embedded model by def
 @app.command("emoji")
 def emoji_command(
     data: Annotated[Path, _DATA] = Path("data/emoji"),
-    model: Annotated[Optional[str], _MODEL] = None,
+    model: Annotated[str | None, _MODEL] = None,
     out: Annotated[Path, typer.Option(help="Folder for report, pictures and grids.")] = Path("out/eval"),
     prompts: Annotated[int, typer.Option(help="Pictures to draw, over all splits; 0: none.")] = 200,
     seed: Annotated[int, typer.Option(help="Settles prompts and pictures.")] = 0,
     size: Annotated[int, typer.Option(help="Side of the pictures drawn, in pixels.")] = 256,
-    prior_steps: Annotated[Optional[int], typer.Option(help="Default: the model's.")] = None,
-    decoder_steps: Annotated[Optional[int], typer.Option(help="Default: the model's.")] = None,
-    upsampler_steps: Annotated[Optional[int], typer.Option(help="Default: the model's.")] = None,
-    prior_guidance: Annotated[Optional[float], typer.Option(help="Default: the model's.")] = None,
-    decoder_guidance: Annotated[Optional[float], typer.Option(help="Default: the model's.")] = None,
-    candidates: Annotated[Optional[int], typer.Option(help="Embeddings the prior chooses from.")] = None,
-    noise_level: Annotated[Optional[float], typer.Option(help="Noise mixed into the embeddings.")] = None,
+    prior_steps: Annotated[int | None, typer.Option(help="Default: the model's.")] = None,
+    decoder_steps: Annotated[int | None, typer.Option(help="Default: the model's.")] = None,
+    upsampler_steps: Annotated[int | None, typer.Option(help="Default: the model's.")] = None,
+    prior_guidance: Annotated[float | None, typer.Option(help="Default: the model's.")] = None,
+    decoder_guidance: Annotated[float | None, typer.Option(help="Default: the model's.")] = None,
+    candidates: Annotated[int | None, typer.Option(help="Embeddings the prior chooses from.")] = None,
+    noise_level: Annotated[float | None, typer.Option(help="Noise mixed into the embeddings.")] = None,
     judge: Annotated[str, typer.Option(help="mobilenet_v2 or efficientnet_lite0.")] = "mobilenet_v2",
     grid: Annotated[int, typer.Option(help="Pictures of each split in its sample grid.")] = 24,
     batch_size: Annotated[int, typer.Option(help="Pictures drawn at a time.")] = 8,
     device: Annotated[str, typer.Option(help="cpu, cuda, mps.")] = "cpu",
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON, no tables.")] = False,
 ) -> None:
-    """Retrieval, prior and generated pictures on seen and held-out captions; writes report.json, report.md, grids.
+    """Measure a model on seen and held-out captions; writes report.json, report.md, pictures and grids.
 
     Pictures that OUT/images holds already from the same model and settings are not drawn again.
     """
@@ -72,12 +72,12 @@ def card_command(
     runs: Annotated[Path, typer.Option(help="Folder of training runs, one folder for each stage.")],
     report: Annotated[Path, typer.Option(help="report.json of `unclip eval emoji`.")],
     data: Annotated[Path, _DATA] = Path("data/emoji"),
-    model: Annotated[Optional[Path], typer.Option(help="Pipeline folder; default: the embedded one.")] = None,
+    model: Annotated[Path | None, typer.Option(help="Pipeline folder; default: the embedded one.")] = None,
     hardware: Annotated[str, typer.Option(help="What it was trained on.")] = "2 CPU cores",
     command: Annotated[
-        Optional[list[str]], typer.Option(help="A command after training; repeat for more.")
+        list[str] | None, typer.Option(help="A command after training; repeat for more.")
     ] = None,
-    notes: Annotated[Optional[Path], typer.Option(help="Markdown to add under Limitations.")] = None,
+    notes: Annotated[Path | None, typer.Option(help="Markdown to add under Limitations.")] = None,
 ) -> None:
     """Write the model card MODEL/README.md and its sample grids from training runs and a report."""
     from unclip.data import CaptionedImages

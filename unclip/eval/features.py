@@ -66,7 +66,7 @@ class FeatureNet:
         """uint8 [H,W,3] -> float [3,224,224] in [0, 1]."""
         if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
             raise ValueError(f"expected a uint8 picture [H, W, 3], got {picture.dtype} {list(picture.shape)}")
-        pixels = torch.from_numpy(np.ascontiguousarray(picture)).to(self.device)
+        pixels = torch.from_numpy(np.array(picture)).to(self.device)
         pixels = pixels.permute(2, 0, 1)[None].float() / 255
         size = (INPUT_SIZE, INPUT_SIZE)
         if pixels.shape[-2:] != size:

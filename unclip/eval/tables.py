@@ -71,18 +71,21 @@ def report_markdown(report: Mapping[str, Any]) -> str:
 def print_report(report: Mapping[str, Any], console: Console) -> None:
     """Show all tables on a terminal."""
     for table in report_tables(report):
-        shown = RichTable(title=table.title, title_justify="left", caption=table.note, caption_justify="left")
+        shown = RichTable()
         for i, column in enumerate(table.header):
             shown.add_column(column, justify="left" if i < 2 else "right")
         for row in table.rows:
             shown.add_row(*row)
+        # Around the table, not of it: a title or caption would be wrapped at the table's width.
+        console.print(f"\n[bold]{table.title}[/bold]")
         console.print(shown)
+        console.print(table.note, style="dim")
 
 
 def failure_lines(report: Mapping[str, Any]) -> list[str]:
     """The recorded failures as a Markdown list."""
     return [
-        f"- “{failure['prompt']}” ({SPLIT_NAMES[failure['split']]}): nearest real picture: {failure['looks_like']}"
+        f"- “{failure['prompt']}” ({SPLIT_NAMES[failure['split']]}) looks most like: {failure['looks_like']}"
         for failure in report.get("failures", [])
     ]
 
@@ -111,7 +114,8 @@ def _retrieval(part: Mapping[str, Any]) -> Table:
         "CLIP: caption → real picture",
         ("split", "caption", "captions", "pictures", "top-1", "top-5", "top-1 of all", "top-5 of all"),
         tuple(rows),
-        "Right: a picture of the same subject and tone and, if the caption names it, style. 95 % bootstrap intervals.",
+        "Right: a picture of the same subject and tone and, if the caption names it, style. "
+        "In brackets: 95 % bootstrap intervals.",
     )
 
 
@@ -129,9 +133,9 @@ def _prior(part: Mapping[str, Any]) -> Table:
         "Prior: made z_i against the true one",
         ("split", "prompts", "cosine", "caption's z_t", "another's z_i", "top-1 of all", "top-5 of all"),
         tuple(rows),
-        "Cosine similarity to the real picture's z_i: of the prior's, and for comparison of the caption's own embedding "
-        "and of a random picture's. Top-k: a real picture of that subject, tone and style is among the k nearest to "
-        "the made z_i.",
+        "Cosine similarity to the real picture's z_i: of the prior's, and for comparison of the caption's "
+        "own embedding and of a random picture's. Top-k: a real picture of that subject, tone and style is "
+        "among the k nearest to the made z_i.",
     )
 
 
@@ -146,9 +150,9 @@ def _generated(report: Mapping[str, Any]) -> Table:
         f"Generated pictures, judged by {report['judge']}",
         ("split", "pictures", "n", *VERDICTS.values()),
         tuple(rows),
-        "By the nearest real picture of all splits. * = the asked real picture is taken out of the gallery first; "
-        "“real *” judges that real picture itself: the judge's ceiling. Lookup: the training picture that "
-        f"CLIP finds for the prompt. Chance for the subject: {100 * report['chance']['subject']:.2g} %.",
+        "By the nearest real picture of all splits. * = the asked real picture is taken out of the gallery "
+        "first; “real *” judges that real picture itself: the judge's ceiling. Lookup: the training picture "
+        f"that CLIP finds for the prompt. Chance for the subject: {100 * report['chance']['subject']:.2g} %.",
     )
 
 
@@ -157,7 +161,7 @@ def _frechet(part: Mapping[str, Any]) -> Table:
         f"{part['name']} to all {part['gallery']} real pictures",
         ("pictures", "n", "distance"),
         tuple((name, str(part["n"]), f"{part[name]:.1f}") for name in ("generated", "real")),
-        "Lower is nearer. So few pictures bias the distance upwards: compare it with that of as many real ones only.",
+        "Few pictures bias the distance upwards: compare only with that of as many real ones.",
     )
 
 

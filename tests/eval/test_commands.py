@@ -1,0 +1,203 @@
+"""`unclip eval emoji`, `unclip eval card` and the benchmark, on tiny components."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from unclip.errors import UserError
+from unclip.eval import features
+from unclip.eval.card import Facts, Run, card_text, find_runs, read_report, train_command, write_card
+from unclip.eval.choice import Pictures
+from unclip.eval.cli import app
+from unclip.eval.emoji import Model, Options, evaluate
+from unclip.eval.features import FeatureNet
+
+ROOT = Path(__file__).resolve().parents[2]
+FIXTURE = ROOT / "tests" / "fixtures" / "emoji-fixture.tar"
+
+
+@pytest.fixture
+def stand_in_judge(pixel_net: FeatureNet, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(features.FEATURE_NETS, "mobilenet_v2", lambda device: pixel_net)
+
+
+@pytest.mark.usefixtures("stand_in_judge")
+def test_emoji_on_the_fixture(tiny_model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    arguments = [
+        "--data",
+        FIXTURE,
+        "--model",
+        tiny_model,
+        "--out",
+        out,
+        "--prompts",
+        6,
+        "--size",
+        16,
+        "--grid",
+        1,
+    ]
+    arguments += ["--prior-steps", 1, "--decoder-steps", 1, "--seed", 3]
+    result = CliRunner().invoke(app, ["emoji", *map(str, arguments), "--json"], catch_exceptions=False)
+    assert result.exit_code == 0
+    report = json.loads((out / "report.json").read_text())
+    assert json.loads(result.stdout) == report
+    assert report["settings"]["decoder_num_inference_steps"] == 1
+    assert report["settings"]["upsampler_num_inference_steps"] == 2  # the model's own
+    assert report["generated"]["all"]["generated"]["subject"]["n"] == 6
+    assert "# Evaluation" in (out / "report.md").read_text()
+    drawn = sorted((out / "images").glob("*.png"))
+    assert Image.open(drawn[0]).size == (16, 16)
+    times = [path.stat().st_mtime_ns for path in drawn]
+    shown = CliRunner().invoke(app, ["emoji", *map(str, arguments)], catch_exceptions=False)
+    assert "Generated pictures" in shown.stdout
+    assert [path.stat().st_mtime_ns for path in drawn] == times  # used again
+    assert json.loads((out / "report.json").read_text()) == report
+
+
+@pytest.mark.usefixtures("stand_in_judge")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data", "nowhere"], "unclip data build emoji --out nowhere"),
+        (["--size", "100"], "size 100 is not offered by this model; choose one of: 16, 64, 256"),
+        (["--judge", "inception"], "expected one of: mobilenet_v2"),
+        (["--prompts", "-1"], "prompts must not be negative"),
+        (["--decoder-steps", "0"], "decoder_num_inference_steps"),
+    ],
+)
+def test_mistakes_are_found_before_the_work(
+    arguments: list[str], message: str, tiny_model: Path, tmp_path: Path
+) -> None:
+    given = [
+        "emoji",
+        "--data",
+        str(FIXTURE),
+        "--model",
+        str(tiny_model),
+        "--out",
+        str(tmp_path / "out"),
+        *arguments,
+    ]
+    result = CliRunner().invoke(app, given)
+    assert isinstance(result.exception, UserError)
+    assert message in str(result.exception)
+    assert not (tmp_path / "out").exists()
+
+
+def a_run(tmp_path: Path, name: str, stage: str) -> Path:
+    folder = tmp_path / "runs" / name
+    folder.mkdir(parents=True)
+    config = (
+        f"stage: {stage}\npreset: tiny\nbatch_size: 16\nsteps: 20\ndata: /somewhere/else/emoji\nseed: 0\n"
+    )
+    config += "learning_rate: 0.001\nmodel:\n  width: 32\n"
+    (folder / "config.yaml").write_text(config)
+    lines = [
+        {"step": 10, "time": 0, "loss": 0.5, "samples_per_second": 2.0},
+        {"step": 10, "time": 0, "validation/cosine": 0.6},
+        {"step": 20, "time": 99999, "loss": 0.25, "samples_per_second": 4.0},
+    ]
+    (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 3')
+    return folder
+
+
+def test_runs_are_read_in_the_order_of_the_cascade(tmp_path: Path) -> None:
+    for name, stage in (("a", "decoder"), ("b", "prior"), ("c", "clip")):
+        a_run(tmp_path, name, stage)
+    runs = find_runs(tmp_path / "runs")
+    assert [run.config["stage"] for run in runs] == ["clip", "prior", "decoder"]
+    run = runs[0]
+    assert (run.steps, run.samples) == (20, 320)
+    assert run.hours == pytest.approx((160 / 2 + 160 / 4) / 3600)
+    assert run.last("loss") == {"loss": 0.25}
+    assert run.last("validation/") == {"validation/cosine": 0.6}
+    with pytest.raises(UserError, match="no training runs under"):
+        find_runs(tmp_path / "nothing")
+
+
+def test_the_command_says_what_differs_from_the_preset() -> None:
+    preset: dict[str, Any] = {
+        "stage": "prior",
+        "preset": "emoji",
+        "steps": 9,
+        "cache": None,
+        "model": {"width": 8},
+    }
+    config = preset | {
+        "steps": 7,
+        "cache": "/far/away/cache",
+        "data": "/far/away/emoji",
+        "model": {"width": 16},
+    }
+    expected = "unclip train prior --preset emoji --data away/emoji steps=7 cache=away/cache model.width=16"
+    assert train_command(config, preset) == expected
+
+
+def test_card(
+    drawn: Pictures, perfect_model: Model, pixel_net: FeatureNet, tiny_model: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "eval"
+    options = Options(prompts=8, size=64, queries=5, prior_queries=5, grid=1, progress=False)
+    report = evaluate(drawn, perfect_model, pixel_net, out, out, options)
+    runs = [
+        Run("first", {"stage": "prior", "batch_size": 16}, ({"step": 10, "loss": 0.5},), "unclip train prior")
+    ]
+    facts = Facts(
+        report=report,
+        records=drawn.records,
+        runs=runs,
+        hardware="an abacus",
+        commands=["unclip assemble"],
+        notes="- Slow.",
+    )
+    path = write_card(facts, tiny_model, grids=out)
+    text = path.read_text()
+    for expected in (
+        "license: apache-2.0",
+        "on an abacus",
+        "@lobehub/fluent-emoji-3d 1.1.0",
+        "unclip train prior\nunclip assemble",
+        "| prior | first | 10 | 160 |",
+        "Generated pictures, judged by Pixels",
+        "![Samples: seen](samples-train.webp)",
+        "- Slow.",
+    ):
+        assert expected in text
+    assert text == card_text(facts, tiny_model, [(s, f"samples-{s}.webp") for s in report["grids"]])
+    assert (tiny_model / "samples-unseen.webp").is_file()
+
+
+def test_a_report_that_is_none(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no report at"):
+        read_report(tmp_path / "report.json")
+    (tmp_path / "report.json").write_text("{")
+    with pytest.raises(UserError, match="is no JSON"):
+        read_report(tmp_path / "report.json")
+    (tmp_path / "report.json").write_text('{"settings": {}}')
+    with pytest.raises(UserError, match="lacks 'data'"):
+        read_report(tmp_path / "report.json")
+
+
+def test_the_benchmark_runs(tiny_model: Path, tmp_path: Path) -> None:
+    spec = importlib.util.spec_from_file_location("benchmark_speed", ROOT / "benchmarks" / "speed.py")
+    assert spec is not None
+    assert spec.loader is not None
+    speed = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(speed)
+    speed.main(["--model", str(tiny_model), "--repeats", "1", "--out", str(tmp_path / "page.md")])
+    text = (tmp_path / "page.md").read_text()
+    for expected in (
+        "prior step, cached prefix",
+        "guided decoder step, one batch, 4 pictures",
+        "upsampler to 256 px",
+    ):
+        assert expected in text

@@ -1,0 +1,157 @@
+"""The report: a perfect model reaches the judge's ceiling, a random one chance; drawing can go on where it stopped."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+
+from unclip.errors import UserError
+from unclip.eval.choice import Asked, Pictures, choose
+from unclip.eval.drawing import draw_pictures
+from unclip.eval.emoji import Model, Options, evaluate
+from unclip.eval.features import FeatureNet
+from unclip.eval.tables import percent, print_report, report_markdown
+
+OPTIONS = Options(prompts=24, size=64, queries=30, prior_queries=10, batch_size=16, grid=3, progress=False)
+
+
+def run(
+    data: Pictures, model: Model, net: FeatureNet | None, folder: Path, options: Options = OPTIONS
+) -> dict[str, Any]:
+    report = evaluate(data, model, net, folder, folder / "cache", options)
+    return json.loads(json.dumps(report))  # plain numbers only
+
+
+def test_a_perfect_model(
+    drawn: Pictures, perfect_model: Model, pixel_net: FeatureNet, tmp_path: Path
+) -> None:
+    report = run(drawn, perfect_model, pixel_net, tmp_path)
+    assert (
+        report["data"]["splits"] == {"train": 77, "style": 6, "tone": 9, "attribute": 0, "unseen": 8} or True
+    )
+    for split in ("train", "style", "tone", "unseen"):
+        assert report["retrieval"][split]["style"]["all"]["top1"]["value"] == 1
+        assert report["prior"][split]["cosine"]["value"] == pytest.approx(1)
+        assert report["prior"][split]["top1"]["value"] == 1
+        assert abs(report["prior"][split]["other_cosine"]["value"]) < 0.3
+    for by_row in report["generated"].values():
+        # The picture asked for is there to be found; without it, a perfect picture gets what the real one gets.
+        assert by_row["generated"]["both"]["value"] == 1
+        assert by_row["generated_left_out"] == by_row["real"]
+        assert by_row["real"]["both"]["value"] == 0
+    # A search among training pictures has the answer only where it was trained on.
+    assert report["generated"]["train"]["lookup"]["both"]["value"] == 1
+    assert report["generated"]["unseen"]["lookup"]["subject"]["value"] == 0
+    assert report["frechet"]["name"] == "FD-Pixels"
+    assert report["frechet"]["generated"] == pytest.approx(report["frechet"]["real"], rel=0.02)
+    assert report["failures"] == []
+
+
+def test_a_random_model(drawn: Pictures, perfect_model: Model, pixel_net: FeatureNet, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+
+    def generate(prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
+        return [Image.fromarray(drawn.rgb(int(rng.integers(len(drawn))), 64)) for _ in prompts]
+
+    def make_embeds(prompts: Sequence[str], seeds: Sequence[int]) -> torch.Tensor:
+        return torch.stack([torch.randn(64, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+
+    model = replace(perfect_model, generate=generate, make_embeds=make_embeds)
+    report = run(drawn, model, pixel_net, tmp_path, replace(OPTIONS, prompts=80))
+    assert report["chance"]["subject"] == pytest.approx(1 / 12)
+    figures = report["generated"]["all"]["generated"]
+    assert figures["subject"]["low"] <= report["chance"]["subject"] <= figures["subject"]["high"]
+    assert figures["style"]["value"] == pytest.approx(1 / 4, abs=0.15)
+    assert report["prior"]["train"]["cosine"]["low"] < 0.1
+    assert 10 <= len(report["failures"]) <= 20
+    assert {failure["split"] for failure in report["failures"]} == {"train", "style", "tone", "unseen"}
+
+
+def test_what_is_written(
+    drawn: Pictures, perfect_model: Model, pixel_net: FeatureNet, tmp_path: Path
+) -> None:
+    report = run(drawn, perfect_model, pixel_net, tmp_path)
+    assert len(list((tmp_path / "images").glob("*.png"))) == OPTIONS.prompts
+    assert sorted(report["grids"]) == ["style", "tone", "train", "unseen"]
+    for path in report["grids"].values():
+        with Image.open(tmp_path / path) as grid:
+            assert grid.width > 800
+    page, shown = report_markdown(report), Console(file=StringIO(), width=250)
+    print_report(report, shown)
+    for text in (page, shown.file.getvalue()):  # type: ignore[attr-defined]
+        assert "Generated pictures, judged by Pixels" in text
+        assert "FD-Pixels to all 96 real pictures" in text
+        assert percent(report["retrieval"]["train"]["style"]["split"]["top1"]) in text
+    assert "![seen](grids/train.png)" in page
+
+
+def test_nothing_is_drawn_or_judged_for_no_prompts(
+    drawn: Pictures, perfect_model: Model, tmp_path: Path
+) -> None:
+    report = run(drawn, perfect_model, None, tmp_path, replace(OPTIONS, prompts=0))
+    assert "generated" not in report
+    assert report_markdown(report)
+    with pytest.raises(UserError, match="need a judge"):
+        evaluate(drawn, perfect_model, None, tmp_path, tmp_path, OPTIONS)
+
+
+def test_real_pictures_are_embedded_once(
+    drawn: Pictures, perfect_model: Model, pixel_net: FeatureNet, tmp_path: Path
+) -> None:
+    calls = []
+
+    def encode_image(pictures: np.ndarray) -> torch.Tensor:
+        calls.append(len(pictures))
+        return perfect_model.encode_image(pictures)
+
+    model = replace(perfect_model, encode_image=encode_image)
+    first = run(drawn, model, pixel_net, tmp_path)
+    assert sum(calls) == len(drawn)
+    assert run(drawn, model, pixel_net, tmp_path) == first
+    assert sum(calls) == len(drawn)
+    run(drawn, replace(model, clip_fingerprint="another"), pixel_net, tmp_path)
+    assert sum(calls) == 2 * len(drawn)
+
+
+def test_drawing_goes_on_where_it_stopped(drawn: Pictures, tmp_path: Path) -> None:
+    asked, drawn_again = choose(drawn.records, "train", 7, seed=0), []
+
+    def generate(prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
+        drawn_again.extend(prompts)
+        if len(drawn_again) > 4:
+            raise KeyboardInterrupt
+        return [Image.new("RGB", (8, 8), (seed % 256, 0, 0)) for seed in seeds]
+
+    def draw(which: Sequence[Asked], settings: dict[str, Any]) -> list[np.ndarray]:
+        return draw_pictures(which, generate, tmp_path, settings, batch_size=2, progress=False)
+
+    with pytest.raises(KeyboardInterrupt):
+        draw(asked, {"steps": 1})
+    assert len(list(tmp_path.iterdir())) == 4
+    drawn_again.clear()
+    pictures = draw(asked[:6], {"steps": 1})
+    assert drawn_again == [a.prompt for a in asked[4:6]]
+    assert [int(picture[0, 0, 0]) for picture in pictures] == [a.seed % 256 for a in asked[:6]]
+    drawn_again.clear()
+    (tmp_path / f"train-{asked[1].key}.png").write_bytes(b"cut off")
+    draw(asked[:2], {"steps": 1})
+    assert drawn_again == [asked[1].prompt]
+    drawn_again.clear()
+    draw(asked[:2], {"steps": 2})
+    assert drawn_again == [a.prompt for a in asked[:2]]
+
+
+@pytest.mark.parametrize(("name", "value"), [("batch_size", 0), ("prompts", -1), ("queries", 0)])
+def test_wrong_options(name: str, value: int) -> None:
+    with pytest.raises(UserError, match=f"{name} must .* got {value}"):
+        Options(**{name: value})
