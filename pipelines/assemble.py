@@ -109,7 +109,7 @@ def _check_fit(clip: FrozenCLIP, prior: DiffusionPrior, decoder: Decoder) -> Non
             if network.config[what] != own:
                 raise UserError(
                     f"the {name} was trained on another CLIP: its {what} is {network.config[what]}, CLIP's "
-                    f"{own}; train the {name} on embeddings of this CLIP"
+                    f"is {own}; train the {name} on embeddings of this CLIP"
                 )
         likeness = F.cosine_similarity(network.embed_mean, clip.embed_mean, dim=0).item()
         if clip.embed_mean.any() and likeness < 0.5:

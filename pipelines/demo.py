@@ -36,7 +36,7 @@ SIZE = 256
 SEED = 0
 
 
-def demo(pipe: UnCLIPTextToImagePipeline, folder: Path, say: Callable[[str], object]) -> list[Path]:
+def draw_demo(pipe: UnCLIPTextToImagePipeline, folder: Path, say: Callable[[str], object]) -> list[Path]:
     """Write a captioned grid of PROMPTS and one picture of the largest size into `folder`; tell the times."""
     started = time.perf_counter()
     size = SIZE if SIZE in pipe.sizes else min(pipe.sizes)

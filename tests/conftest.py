@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from unclip.pipelines import UnCLIPTextToImagePipeline
 
 EMBED, TOKEN, CONTEXT = 12, 20, 16  # sizes of an embedding and a token state, tokens of the longest caption
-WORDS = "a red green blue apple pear house cat on the left of right flat 3D noto style heart small"
+WORDS = [
+    *"a red green blue apple pear house cat on the left of right , flat 3D noto style heart small".split()
+]
 
 
 def randomise(model: nn.Module, scale: float = 0.15) -> nn.Module:
@@ -38,12 +40,19 @@ def randomise(model: nn.Module, scale: float = 0.15) -> nn.Module:
 @cache
 def _clip() -> FrozenCLIP:
     import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
     from unclip.clip import FrozenCLIP
-    from unclip.clip.tokenize import FileTokenizer, train_word_pieces
+    from unclip.clip.tokenize import FileTokenizer
     from unclip.clip.towers import build_clip
 
-    tokenizer = FileTokenizer(train_word_pieces([WORDS] * 2, vocab_size=120), CONTEXT)
+    vocabulary = {word: i for i, word in enumerate(("[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS))}
+    words = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    words.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[(each, vocabulary[each]) for each in ("[CLS]", "[SEP]")]
+    )
+    tokenizer = FileTokenizer(words, CONTEXT)
     architecture = {
         "embed_dim": EMBED,
         "custom_text": True,
@@ -51,7 +60,7 @@ def _clip() -> FrozenCLIP:
         "text_cfg": {
             "hf_config": {
                 "model_type": "bert",
-                "vocab_size": 120,
+                "vocab_size": 4 + len(WORDS),
                 "hidden_size": TOKEN,
                 "num_hidden_layers": 1,
                 "num_attention_heads": 2,
@@ -89,7 +98,7 @@ def tiny_prior() -> DiffusionPrior:
         time_scale=1.0,
     )
     prior.set_embed_statistics(_clip().embed_mean, _clip().embed_std)
-    return randomise(prior)  # type: ignore[return-value]
+    return randomise(prior, 0.5)  # type: ignore[return-value]
 
 
 @pytest.fixture

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -50,6 +52,25 @@ def test_every_package_is_listed() -> None:
 def test_every_module_is_in_a_package() -> None:
     modules = {path for top in SOURCE_FOLDERS.values() for path in (ROOT / top).rglob("*.py")}
     assert not [path for path in modules if not (path.parent / "__init__.py").exists()]
+
+
+def test_what_is_imported_is_declared() -> None:
+    names = {
+        "PIL": "pillow",
+        "open_clip": "open_clip_torch",
+        "resvg_py": "resvg-py",
+    }  # import -> distribution
+    lists = [SETTINGS["project"]["dependencies"], *SETTINGS["project"]["optional-dependencies"].values()]
+    declared = {re.split(r"[<>=~ ]", entry)[0] for entries in lists for entry in entries}
+    imported = set()
+    for path in (path for top in SOURCE_FOLDERS.values() for path in (ROOT / top).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                imported.add(node.module.split(".")[0])
+    foreign = imported - sys.stdlib_module_names - {"unclip", "_typeshed"}
+    assert {names.get(name, name) for name in foreign} <= declared
 
 
 def test_wheel_holds_unclip_alone(wheel: Path) -> None:

@@ -71,7 +71,9 @@ class CheckpointIO:
             state: dict[str, Any] = json.loads((path / "state.json").read_text())
         except Exception as error:
             reason = " ".join(str(error).split())[:200]
-            raise UserError(f"cannot resume from {path}: {reason}; remove that folder to use the one before") from error
+            raise UserError(
+                f"cannot resume from {path}: {reason}; remove that folder to use the one before"
+            ) from error
         return state
 
     def _optimizer_tensors(self) -> dict[str, Tensor]:

@@ -143,12 +143,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     parser = argparse.ArgumentParser(prog="unclip train", description="Train a stage of an unCLIP model.")
     parser.add_argument("stage", help=", ".join(STAGES))
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="change the preset, e.g. model.width=128")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="change the preset, e.g. model.width=128"
+    )
     parser.add_argument("--preset", help="emoji (default) or tiny")
     parser.add_argument("--data", help="folder made by `unclip data build`, or a .tar shard")
     parser.add_argument("--output", help="folder of the run")
     parser.add_argument("--resume", action="store_true", help="continue the run in --output")
-    parser.add_argument("--dry-run", action="store_true", help="print configuration, sizes and time; write nothing")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print configuration, sizes and time; write nothing"
+    )
     parser.add_argument("--seed", type=int)
     parser.add_argument("--device", help="cpu, cuda, mps; default: the best there is")
     options = parser.parse_intermixed_args(arguments)

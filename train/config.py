@@ -66,11 +66,23 @@ class TrainConfig:
         Raises:
             UserError: naming the key, what was expected and what came.
         """
-        for key in ("steps", "batch_size", "accumulation", "keep_checkpoints", "log_every_steps", "max_skipped"):
+        for key in (
+            "steps",
+            "batch_size",
+            "accumulation",
+            "keep_checkpoints",
+            "log_every_steps",
+            "max_skipped",
+        ):
             _expect(getattr(self, key) >= 1, key, "at least 1", getattr(self, key))
         for key in ("checkpoint_every_steps", "validate_every_steps", "num_workers", "warmup_steps", "seed"):
             _expect(getattr(self, key) >= 0, key, "0 or more", getattr(self, key))
-        _expect(self.batch_size % self.accumulation == 0, "accumulation", "a divisor of batch_size", self.accumulation)
+        _expect(
+            self.batch_size % self.accumulation == 0,
+            "accumulation",
+            "a divisor of batch_size",
+            self.accumulation,
+        )
         _expect(self.learning_rate > 0, "learning_rate", "a positive number", self.learning_rate)
         _expect(self.grad_clip > 0, "grad_clip", "a positive number", self.grad_clip)
         _expect(0 <= self.ema_decay < 1, "ema_decay", "in [0, 1)", self.ema_decay)
@@ -169,7 +181,9 @@ def fill(
     if unknown:
         nearest = difflib.get_close_matches(unknown[0], slots, n=1, cutoff=0.0)
         hint = f"did you mean {prefix}{nearest[0]}?" if nearest else "it takes no options"
-        raise UserError(f"unknown key {prefix}{unknown[0]}: {hint} (valid: {', '.join(sorted(slots)) or 'none'})")
+        raise UserError(
+            f"unknown key {prefix}{unknown[0]}: {hint} (valid: {', '.join(sorted(slots)) or 'none'})"
+        )
     values = {key: coerce(value, slots[key].hint, prefix + key) for key, value in given.items()}
     if complete:
         missing = [key for key, slot in slots.items() if slot.default is MISSING and key not in values]
@@ -193,9 +207,13 @@ def coerce(value: Any, hint: Any, name: str) -> Any:
             return None
         return coerce(value, next(a for a in arguments if a is not type(None)), name)
     if origin in (tuple, list, Sequence) and isinstance(value, (list, tuple)):
-        items = arguments if origin is tuple and arguments[-1] is not Ellipsis else (arguments[0],) * len(value)
+        items = (
+            arguments if origin is tuple and arguments[-1] is not Ellipsis else (arguments[0],) * len(value)
+        )
         if len(items) == len(value):
-            return tuple(coerce(v, item, f"{name}[{i}]") for i, (v, item) in enumerate(zip(value, items, strict=True)))
+            return tuple(
+                coerce(v, item, f"{name}[{i}]") for i, (v, item) in enumerate(zip(value, items, strict=True))
+            )
     elif (hint is dict or origin is dict) and isinstance(value, Mapping):
         return dict(value)
     elif hint is bool or isinstance(value, bool):

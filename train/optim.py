@@ -31,7 +31,9 @@ def make_optimizer(
         for (is_matrix, factor), members in groups.items()
     ]
     fused = device.type in ("cuda", "cpu")
-    return torch.optim.AdamW(settings, lr=config.learning_rate, betas=config.betas, eps=config.adam_eps, fused=fused)
+    return torch.optim.AdamW(
+        settings, lr=config.learning_rate, betas=config.betas, eps=config.adam_eps, fused=fused
+    )
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
@@ -46,5 +48,7 @@ def learning_rate_at(config: TrainConfig, step: int) -> float:
     decay_steps = round(config.decay_fraction * config.steps)
     if config.decay == "none" or decay_steps == 0:
         return rate
-    left = min(1.0, (config.steps - step) / decay_steps)  # 1 until the decay starts, then down to 1 / decay_steps
+    left = min(
+        1.0, (config.steps - step) / decay_steps
+    )  # 1 until the decay starts, then down to 1 / decay_steps
     return rate * (left if config.decay == "linear" else (1 - math.cos(math.pi * left)) / 2)

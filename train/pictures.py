@@ -63,5 +63,7 @@ def grid(pictures: Tensor, columns: int) -> Image.Image:
     rows = -(-count // columns)
     canvas = torch.full((rows * columns, channels, height, width), 255, dtype=torch.uint8)
     canvas[:count] = pictures.cpu()
-    sheet = canvas.view(rows, columns, channels, height, width).permute(0, 3, 1, 4, 2)  # [rows, H, columns, W, 3]
+    sheet = canvas.view(rows, columns, channels, height, width).permute(
+        0, 3, 1, 4, 2
+    )  # [rows, H, columns, W, 3]
     return Image.fromarray(sheet.reshape(rows * height, columns * width, channels).numpy())

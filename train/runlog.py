@@ -32,7 +32,9 @@ class RunLog:
             if sys.stderr.isatty():
                 self._bar = tqdm(total=steps, initial=first_step, unit="step", dynamic_ncols=True)
         if is_tensorboard_available():
-            accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": {"purge_step": first_step + 1}})
+            accelerator.init_trackers(
+                "tensorboard", init_kwargs={"tensorboard": {"purge_step": first_step + 1}}
+            )
 
     def step(self, values: dict[str, float], samples: int, seconds: float) -> None:
         """Take in one step's values, the samples it used and how long it took."""
@@ -62,7 +64,9 @@ class RunLog:
         figures = {f"validation/{k}": float(v) for k, v in results.items() if not isinstance(v, Image.Image)}
         pictures = {k: v for k, v in results.items() if isinstance(v, Image.Image)}
         if figures:
-            self.say(f"step {self._step}  " + "  ".join(f"{key} {value:.4g}" for key, value in figures.items()))
+            self.say(
+                f"step {self._step}  " + "  ".join(f"{key} {value:.4g}" for key, value in figures.items())
+            )
             self._write({"step": self._step, "time": round(time.time(), 1), **figures})
         for name, picture in pictures.items():
             suffix = "" if len(pictures) == 1 else f"-{name}"

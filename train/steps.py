@@ -23,7 +23,9 @@ def _sequence(seed: int, rank: int, samples: int, stream: int) -> np.random.Seed
 
 def noise_seed(seed: int, rank: int, samples: int) -> int:
     """Seed of the loss's noise (and of dropout) in the step that starts after `samples` samples."""
-    return int(_sequence(seed, rank, samples, _NOISE).generate_state(1, np.uint64)[0] >> 1)  # torch wants 63 bits
+    return int(
+        _sequence(seed, rank, samples, _NOISE).generate_state(1, np.uint64)[0] >> 1
+    )  # torch wants 63 bits
 
 
 class Steps(Dataset[Batch]):
@@ -39,7 +41,9 @@ class Steps(Dataset[Batch]):
 
     def __getitem__(self, index: int) -> Batch:
         samples = (self.start + index) * self.batch_size
-        return self.task.draw(self.batch_size, np.random.default_rng(_sequence(self.seed, self.rank, samples, _DATA)))
+        return self.task.draw(
+            self.batch_size, np.random.default_rng(_sequence(self.seed, self.rank, samples, _DATA))
+        )
 
     def loader(self, num_workers: int, pin_memory: bool) -> DataLoader[Batch]:
         """Batches in order, drawn ahead by `num_workers` processes."""

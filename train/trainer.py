@@ -42,7 +42,9 @@ class Trainer:
 
     def __init__(self, config: TrainConfig, task: Task) -> None:
         """Place model and optimizer on the device; nothing is written yet."""
-        torch.set_flush_denormal(True)  # zero-initialised layers make denormals, which cost a factor of ten on a CPU
+        torch.set_flush_denormal(
+            True
+        )  # zero-initialised layers make denormals, which cost a factor of ten on a CPU
         if config.output is None:
             raise UserError("no output folder: give --output DIR")
         self.config, self.task = config, task
@@ -50,13 +52,17 @@ class Trainer:
         self.accelerator = Accelerator(
             cpu=config.device == "cpu",
             mixed_precision=config.mixed_precision,
-            gradient_accumulation_plugin=GradientAccumulationPlugin(config.accumulation, sync_with_dataloader=False),
+            gradient_accumulation_plugin=GradientAccumulationPlugin(
+                config.accumulation, sync_with_dataloader=False
+            ),
             log_with="tensorboard",
             project_dir=self.output,
         )
         self.device = self.accelerator.device
         if config.device not in (None, self.device.type):
-            raise UserError(f"device: expected {self.device.type}, the device that is here, got {config.device}")
+            raise UserError(
+                f"device: expected {self.device.type}, the device that is here, got {config.device}"
+            )
         if config.mixed_precision != "no" and self.device.type == "cpu":
             raise UserError("mixed_precision=bf16 is hundreds of times slower on a CPU: leave it out")
         optimizer = make_optimizer(task.model, config, self.device, task.learning_rate_scale)
@@ -85,7 +91,12 @@ class Trainer:
         values: dict[str, float] = {}
         # 2. Draw batches ahead, from this step on.
         steps = Steps(
-            self.task, self.config.batch_size, step, self.config.steps, self.config.seed, self.accelerator.process_index
+            self.task,
+            self.config.batch_size,
+            step,
+            self.config.steps,
+            self.config.seed,
+            self.accelerator.process_index,
         )
         loader = steps.loader(self.config.num_workers, pin_memory=self.device.type == "cuda")
         stopped = False
@@ -100,7 +111,9 @@ class Trainer:
                 # 4. Tell.
                 last = step == self.config.steps
                 if last or step % self.config.log_every_steps == 0:
-                    values = log.report(learning_rate=learning_rate_at(self.config, step - 1), skipped=self.skipped)
+                    values = log.report(
+                        learning_rate=learning_rate_at(self.config, step - 1), skipped=self.skipped
+                    )
                 # 5. Look at the averaged model, keep it where others can use it.
                 if last or _due(step, self.config.validate_every_steps):
                     self.validate(log)
@@ -186,7 +199,9 @@ class Trainer:
         state = self.checkpoints.load_latest() if resume else None
         step = state["step"] if state else 0
         if step >= self.config.steps:
-            raise UserError(f"the run in {self.output} is at step {step} already: extend it with steps=N, N > {step}")
+            raise UserError(
+                f"the run in {self.output} is at step {step} already: extend it with steps=N, N > {step}"
+            )
         self.skipped = state["skipped"] if state else 0
         if self.accelerator.is_main_process:
             self.config.save(self.output / "config.yaml")

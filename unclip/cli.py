@@ -143,7 +143,7 @@ def demo(
     """Draw a fixed list of prompts. Writes demo.png and one picture of the largest size; tells the times."""
     started = time.perf_counter()
     pipe = load_pipeline(model, device, "float32", progress)
-    from unclip.pipelines.demo import demo as draw_demo
+    from unclip.pipelines.demo import draw_demo
 
     typer.echo(f"loaded the model in {time.perf_counter() - started:.0f} s")
     draw_demo(pipe, output, typer.echo)

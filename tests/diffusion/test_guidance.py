@@ -9,6 +9,7 @@ import pytest
 import torch
 from diffusers.guiders import (
     AdaptiveProjectedGuidance,
+    AutoGuidance,
     ClassifierFreeGuidance,
     ClassifierFreeZeroStarGuidance,
     SkipLayerGuidance,
@@ -172,8 +173,12 @@ def test_captions_of_other_length_are_filled_up_and_the_rest_is_shared() -> None
 
 
 def test_what_cannot_be_guided_is_said(denoiser: Denoiser, x: Tensor) -> None:
-    with pytest.raises(UserError, match="SkipLayerGuidance asks for"):
-        Guided(denoiser, SkipLayerGuidance(skip_layer_guidance_layers=[0]), UNCOND)
+    for guider in (
+        SkipLayerGuidance(skip_layer_guidance_layers=[0]),
+        AutoGuidance(auto_guidance_layers=[0], dropout=0.1),
+    ):
+        with pytest.raises(UserError, match=f"{type(guider).__name__} needs more"):
+            Guided(denoiser, guider, UNCOND)
     with pytest.raises(UserError, match=r"replaces \['labels'\]"):
         Guided(denoiser, classifier_free(2.0), {"labels": torch.zeros(1, 1)})(x, *LEVEL, COND)
     with pytest.raises(UserError, match="condition 'label': cannot join"):

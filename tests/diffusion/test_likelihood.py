@@ -117,11 +117,12 @@ def exact_bound(denoiser: Denoiser, probabilities: Tensor, variance: str = "fixe
     noise = nodes.repeat(256)[:, None]
     weight = (probabilities[:, None] * weights / weights.sum()).flatten()
     total = (weight * prior_kl(schedule, x0)).sum()
-    for index in range(len(schedule)):
-        t = torch.full((len(x0),), float(index), dtype=torch.float64)
-        x_t = add_noise(x0, noise, *schedule.alpha_sigma(t))
-        term = vlb_term(schedule, denoiser.at(x_t, t), x0, x_t, t, variance)
-        total = total + (weight * term).sum()
+    for times in torch.arange(len(schedule), dtype=torch.float64).split(20):
+        n = len(times)
+        t, many_x0, many_noise = times.repeat_interleave(len(x0)), x0.repeat(n, 1), noise.repeat(n, 1)
+        x_t = add_noise(many_x0, many_noise, *schedule.alpha_sigma(t))
+        terms = vlb_term(schedule, denoiser.at(x_t, t), many_x0, x_t, t, variance)
+        total = total + (weight.repeat(n) * terms).sum()
     return total.item()
 
 

@@ -36,9 +36,7 @@ def test_a_perfect_model(
     drawn: Pictures, perfect_model: Model, pixel_net: FeatureNet, tmp_path: Path
 ) -> None:
     report = run(drawn, perfect_model, pixel_net, tmp_path)
-    assert (
-        report["data"]["splits"] == {"train": 77, "style": 6, "tone": 9, "attribute": 0, "unseen": 8} or True
-    )
+    assert report["data"]["pictures"] == sum(report["data"]["splits"].values()) == len(drawn)
     for split in ("train", "style", "tone", "unseen"):
         assert report["retrieval"][split]["style"]["all"]["top1"]["value"] == 1
         assert report["prior"][split]["cosine"]["value"] == pytest.approx(1)
@@ -105,21 +103,20 @@ def test_nothing_is_drawn_or_judged_for_no_prompts(
         evaluate(drawn, perfect_model, None, tmp_path, tmp_path, OPTIONS)
 
 
-def test_real_pictures_are_embedded_once(
-    drawn: Pictures, perfect_model: Model, pixel_net: FeatureNet, tmp_path: Path
-) -> None:
+def test_real_pictures_are_embedded_once(drawn: Pictures, perfect_model: Model, tmp_path: Path) -> None:
     calls = []
+    options = replace(OPTIONS, prompts=0)
 
     def encode_image(pictures: np.ndarray) -> torch.Tensor:
         calls.append(len(pictures))
         return perfect_model.encode_image(pictures)
 
     model = replace(perfect_model, encode_image=encode_image)
-    first = run(drawn, model, pixel_net, tmp_path)
+    first = run(drawn, model, None, tmp_path, options)
     assert sum(calls) == len(drawn)
-    assert run(drawn, model, pixel_net, tmp_path) == first
+    assert run(drawn, model, None, tmp_path, options) == first
     assert sum(calls) == len(drawn)
-    run(drawn, replace(model, clip_fingerprint="another"), pixel_net, tmp_path)
+    run(drawn, replace(model, clip_fingerprint="another"), None, tmp_path, options)
     assert sum(calls) == 2 * len(drawn)
 
 

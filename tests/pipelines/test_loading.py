@@ -33,7 +33,9 @@ def test_saved_pipelines_draw_the_same(
 
 
 def test_without_upsamplers(tiny_pipeline: UnCLIPTextToImagePipeline, tmp_path: Path) -> None:
-    parts = {name: part for name, part in tiny_pipeline.components.items() if not name.startswith("upsampler")}
+    parts = {
+        name: part for name, part in tiny_pipeline.components.items() if not name.startswith("upsampler")
+    }
     UnCLIPTextToImagePipeline(**parts).save_pretrained(tmp_path / "small")
     loaded = UnCLIPTextToImagePipeline.from_pretrained(tmp_path / "small")
     assert loaded.sizes == {16: "decoder"}
@@ -42,7 +44,9 @@ def test_without_upsamplers(tiny_pipeline: UnCLIPTextToImagePipeline, tmp_path: 
 
 
 def test_components_can_be_handed_over(tiny_pipeline: UnCLIPTextToImagePipeline, tiny_model: Path) -> None:
-    loaded = UnCLIPTextToImagePipeline.from_pretrained(tiny_model, prior=tiny_pipeline.prior, upsampler_1024=None)
+    loaded = UnCLIPTextToImagePipeline.from_pretrained(
+        tiny_model, prior=tiny_pipeline.prior, upsampler_1024=None
+    )
     assert loaded.prior is tiny_pipeline.prior
     assert list(loaded.sizes) == [16, 64]
 
@@ -51,7 +55,7 @@ def test_the_embedded_model_is_the_default(tiny_model: Path, monkeypatch: pytest
     monkeypatch.setattr(loading, "EMBEDDED", tiny_model)
     assert list(UnCLIPTextToImagePipeline.from_pretrained().sizes) == [16, 64, 256]
     monkeypatch.setattr(loading, "EMBEDDED", tiny_model / "nowhere")
-    with pytest.raises(UserError, match="embedded model is missing .*: reinstall unclip"):
+    with pytest.raises(UserError, match=r"embedded model is missing .*: reinstall unclip"):
         UnCLIPTextToImagePipeline.from_pretrained()
 
 

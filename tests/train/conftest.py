@@ -41,7 +41,9 @@ class FakePictures:
 
     def __init__(self) -> None:
         rng = np.random.default_rng(0)
-        self.pixels = np.kron(rng.integers(0, 256, (48, 2, 2, 4), dtype=np.uint8), np.ones((1, 8, 8, 1), np.uint8))
+        self.pixels = np.kron(
+            rng.integers(0, 256, (48, 2, 2, 4), dtype=np.uint8), np.ones((1, 8, 8, 1), np.uint8)
+        )
         self.pixels[..., 3] |= 128
         self.weights = np.arange(1, 49) / np.arange(1, 49).sum()
         self.records = [{"style": "noto"} for _ in range(48)]

@@ -35,7 +35,14 @@ def test_overrides() -> None:
     config = configure(
         "decoder",
         "tiny",
-        ["steps=7", "learning_rate=1e-4", "betas=[0.8,0.9]", "model.width=64", "task.drop_text=0.25", "data=set"],
+        [
+            "steps=7",
+            "learning_rate=1e-4",
+            "betas=[0.8,0.9]",
+            "model.width=64",
+            "task.drop_text=0.25",
+            "data=set",
+        ],
         {"seed": 3},
         resume=False,
     )

@@ -21,12 +21,19 @@ from unclip.train.tasks.base import Task
 from unclip.train.tasks.embedded import Sampling
 from unclip.train.trainer import Trainer
 
-CLASSES = {"prior": DiffusionPrior, "decoder": Decoder, "upsampler-256": Upsampler, "upsampler-1024": Upsampler}
+CLASSES = {
+    "prior": DiffusionPrior,
+    "decoder": Decoder,
+    "upsampler-256": Upsampler,
+    "upsampler-1024": Upsampler,
+}
 STAGES = list(CLASSES)
 
 
 def task_of(stage: str, output: Path | str = "unused", *overrides: str) -> Task:
-    return make_task(configure(stage, "tiny", overrides, {"output": str(output), "data": "fake"}, resume=False))
+    return make_task(
+        configure(stage, "tiny", overrides, {"output": str(output), "data": "fake"}, resume=False)
+    )
 
 
 pytestmark = pytest.mark.usefixtures("fake_data")
@@ -94,7 +101,9 @@ def test_decoder_batch(fake_data: SimpleNamespace) -> None:
     assert batch["pictures"].dtype == torch.uint8
     assert batch["pictures"].shape == (4000, 3, 16, 16)
     clean = (batch["noise_level"] == 0).float().mean()
-    assert_close([float(batch[k].float().mean()) for k in ("drop_image", "drop_text")], [0.1, 0.5], rtol=0, atol=0.03)
+    assert_close(
+        [float(batch[k].float().mean()) for k in ("drop_image", "drop_text")], [0.1, 0.5], rtol=0, atol=0.03
+    )
     assert_close(float(clean), 0.5, rtol=0, atol=0.03)
     # Picture and embedding are of the same sample, drawn as often as its weight says.
     z = torch.from_numpy(fake_data.cache.image_embeds)
@@ -104,7 +113,9 @@ def test_decoder_batch(fake_data: SimpleNamespace) -> None:
     assert_close(shares, fake_data.pictures.weights, rtol=0, atol=0.01)
     # The caption is one of the sample's.
     lengths = fake_data.cache.lengths.reshape(48, 2)[indices]
-    assert all(n in pair for n, pair in zip(batch["text_mask"].sum(1).tolist(), lengths.tolist(), strict=True))
+    assert all(
+        n in pair for n, pair in zip(batch["text_mask"].sum(1).tolist(), lengths.tolist(), strict=True)
+    )
 
 
 def test_prior_replaces_dropped_captions_by_the_empty_one(fake_data: SimpleNamespace) -> None:
@@ -162,5 +173,7 @@ def test_pictures() -> None:
     assert over(rgba, np.full(3, 255, np.uint8)).tolist() == [[[10, 20, 30], [255, 255, 255]]]
     background = random_background(16, np.random.default_rng(0))
     assert background.shape == (16, 16, 3)
-    sheet = np.asarray(grid(torch.arange(3)[:, None, None, None].expand(3, 3, 2, 2).to(torch.uint8), columns=2))
+    sheet = np.asarray(
+        grid(torch.arange(3)[:, None, None, None].expand(3, 3, 2, 2).to(torch.uint8), columns=2)
+    )
     assert sheet[:, :, 0].tolist() == [[0, 0, 1, 1], [0, 0, 1, 1], [2, 2, 255, 255], [2, 2, 255, 255]]

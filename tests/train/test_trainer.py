@@ -44,7 +44,9 @@ def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
         assert torch.equal(a[key], b[key]), key
 
 
-def test_killed_and_resumed_run_equals_an_uninterrupted_one_bit_for_bit(toy: ModuleType, tmp_path: Path) -> None:
+def test_killed_and_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
+    toy: ModuleType, tmp_path: Path
+) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     run(toy, whole)
     changes = {"checkpoint_every_steps": 5}
@@ -101,7 +103,9 @@ def test_what_a_run_writes(toy: ModuleType, tmp_path: Path) -> None:
     trainer = run(toy, tmp_path, checkpoint_every_steps=3, keep_checkpoints=2, validate_every_steps=4)
     checkpoints = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
     assert checkpoints == ["step-00000009", "step-00000010"]
-    assert sorted(p.name for p in (tmp_path / "samples").iterdir()) == [f"step-{s:08d}.png" for s in (4, 8, 10)]
+    assert sorted(p.name for p in (tmp_path / "samples").iterdir()) == [
+        f"step-{s:08d}.png" for s in (4, 8, 10)
+    ]
     assert list((tmp_path / "tensorboard").iterdir())
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert lines[0].keys() >= {"step", "loss", "first", "grad_norm", "learning_rate", "samples_per_second"}
@@ -191,7 +195,9 @@ def test_ema_follows_its_formula() -> None:
         model.weight.fill_(0.0)
     ema = EMA(model, decay=0.3)
     expected = 0.0
-    for step, decay in enumerate([1 / 10, 2 / 11, 3 / 12, 0.3, 0.3]):  # (1 + s) / (10 + s) until it reaches .3
+    for step, decay in enumerate(
+        [1 / 10, 2 / 11, 3 / 12, 0.3, 0.3]
+    ):  # (1 + s) / (10 + s) until it reaches .3
         with torch.no_grad():
             model.weight.fill_(step + 1.0)
             frozen.fill_(step)
@@ -204,7 +210,11 @@ def test_ema_follows_its_formula() -> None:
 
 @pytest.mark.parametrize(
     ("decay", "expected"),
-    [("none", [0.5, 1.0, 1.0, 1.0, 1.0]), ("linear", [0.5, 1.0, 1.0, 1.0, 0.5]), ("cosine", [0.5, 1.0, 1.0, 1.0, 0.5])],
+    [
+        ("none", [0.5, 1.0, 1.0, 1.0, 1.0]),
+        ("linear", [0.5, 1.0, 1.0, 1.0, 0.5]),
+        ("cosine", [0.5, 1.0, 1.0, 1.0, 0.5]),
+    ],
 )
 def test_learning_rate(toy: ModuleType, decay: str, expected: list[float]) -> None:
     config = toy.toy_config("x", steps=5, warmup_steps=2, learning_rate=1.0, decay=decay, decay_fraction=0.4)
@@ -214,6 +224,12 @@ def test_learning_rate(toy: ModuleType, decay: str, expected: list[float]) -> No
 def test_weight_decay_spares_vectors_and_rates_scale_by_name(toy: ModuleType) -> None:
     config = toy.toy_config("x")
     model = toy.ToyTask(config).model
-    optimizer = make_optimizer(model, config, torch.device("cpu"), lambda name: 0.1 if name.startswith("0.") else 1.0)
-    found = {(group["weight_decay"], group["scale"], p.ndim) for group in optimizer.param_groups for p in group["params"]}
+    optimizer = make_optimizer(
+        model, config, torch.device("cpu"), lambda name: 0.1 if name.startswith("0.") else 1.0
+    )
+    found = {
+        (group["weight_decay"], group["scale"], p.ndim)
+        for group in optimizer.param_groups
+        for p in group["params"]
+    }
     assert found == {(0.1, 0.1, 2), (0.0, 0.1, 1), (0.1, 1.0, 2), (0.0, 1.0, 1)}

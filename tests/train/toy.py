@@ -28,7 +28,9 @@ class ToyTask(Task):
     def __init__(self, config: TrainConfig, noise: float = 0.1, kill_after: int | None = None) -> None:
         super().__init__(config)
         torch.manual_seed(config.seed)
-        self.model = nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), nn.Dropout(0.2 if noise else 0.0), nn.Linear(8, 2))
+        self.model = nn.Sequential(
+            nn.Linear(4, 8), nn.LayerNorm(8), nn.Dropout(0.2 if noise else 0.0), nn.Linear(8, 2)
+        )
         self.model.register_buffer("calls", torch.zeros(1))
         self.noise, self.kill_after, self.count = noise, kill_after, 0
 
@@ -36,7 +38,9 @@ class ToyTask(Task):
         x = torch.from_numpy(rng.standard_normal((n, 4), dtype=np.float32))
         return {"x": x, "y": torch.stack([x.sum(1), x[:, 0] - x[:, 1]], dim=1)}
 
-    def loss(self, model: nn.Module, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+    def loss(
+        self, model: nn.Module, batch: dict[str, Tensor], generator: torch.Generator
+    ) -> dict[str, Tensor]:
         self.count += 1
         if self.count == self.kill_after:
             os.kill(os.getpid(), signal.SIGKILL)

@@ -67,7 +67,11 @@ class Task:
         """
         task = fill(config.task, dataclass_slots(cls.Options), "task.")
         network = cls.network()
-        model = config.model if network is None else fill(config.model, network_slots(network, cls.derived()), "model.")
+        model = (
+            config.model
+            if network is None
+            else fill(config.model, network_slots(network, cls.derived()), "model.")
+        )
         return replace(config, task=task, model=model)
 
     def draw(self, n: int, rng: np.random.Generator) -> Batch:
@@ -131,4 +135,6 @@ def load_weights(model: nn.Module, folder: Path) -> None:
         model.load_state_dict(load_file(files[0]))
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:300]
-        raise UserError(f"initial={folder} does not fit the model: {reason}; set the same model.* keys") from error
+        raise UserError(
+            f"initial={folder} does not fit the model: {reason}; set the same model.* keys"
+        ) from error

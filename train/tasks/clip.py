@@ -10,10 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from unclip.clip import FrozenCLIP
@@ -30,12 +31,16 @@ from unclip.clip.towers import (
     two_tower_architecture,
 )
 from unclip.data import CaptionedImages, ComposedScenes
+from unclip.data.images import on_background
 from unclip.errors import UserError
 
 from ..config import TrainConfig, dataclass_slots, fill
+from ..pictures import load_thumbnails
 from .base import Batch, Task
 from .clip_batches import PictureIndex, normal_text, place
+from .embedded import load_pictures
 
+LABELS = ("caption", "concept", "style", "names_style")  # what `same_meaning` asks for
 HELD_OUT = ("style", "tone", "attribute", "unseen")
 
 
@@ -82,6 +87,14 @@ class ClipOptions:
                 raise UserError(f"task.{key}: expected {' or '.join(towers)}, got {getattr(self, key)!r}")
 
 
+class Gallery(NamedTuple):
+    """Pictures uint8 [N,S,S,3], M captions to search them with, and which pictures are right, bool [M,N]."""
+
+    images: np.ndarray
+    captions: list[str]
+    relevant: Tensor
+
+
 class ClipTask(Task):
     """Contrastive training of text and image towers; saves a FrozenCLIP folder with its embedding statistics."""
 
@@ -90,11 +103,11 @@ class ClipTask(Task):
 
     def __init__(self, config: TrainConfig) -> None:
         super().__init__(config)
-        self.data = CaptionedImages(config.data, split="train")
+        self.data = load_pictures(config)
         self.architecture = self._architecture()
         self.tokenizer = FileTokenizer(self._word_pieces, self.architecture["text_cfg"]["context_length"])
         self.model = self._build_model()
-        self.index = PictureIndex(self.data)
+        self.index = PictureIndex(self.data, config.limit)
         self._scenes: dict[int, tuple[np.ndarray, str]] = {}
 
     @classmethod
@@ -147,7 +160,7 @@ class ClipTask(Task):
 
     def draw(self, n: int, rng: np.random.Generator) -> Batch:
         """Draw n pairs: images uint8 [n,3,S,S], token ids [n,L], and what `same_meaning` needs."""
-        n_scenes = round(n * self.options.scenes) if self.options.scene_pool else 0
+        n_scenes = min(round(n * self.options.scenes), self.options.scene_pool)
         rows = self.index.draw(n - n_scenes, rng, self.options.same_subject, self.options.same_kind)
         captions = [self.data.caption(int(i), rng) for i in rows]
         images = place(self._thumbnails[rows], rng, self.options.coloured_background)
@@ -160,7 +173,7 @@ class ClipTask(Task):
 
     @cached_property
     def _thumbnails(self) -> np.ndarray:
-        return self.data.thumbnails(self._size)  # uint8 [N,S,S,4]
+        return load_thumbnails(self.data, self._size, self.config.limit)  # uint8 [N,S,S,4]
 
     @property
     def _size(self) -> int:
@@ -180,61 +193,73 @@ class ClipTask(Task):
     # ---- loss ---------------------------------------------------------------------------------------------------
 
     def loss(self, model: nn.Module, batch: Batch, generator: torch.Generator | None) -> dict[str, Tensor]:
-        """Symmetric cross-entropy over the batch (Radford et al. 2021, fig. 3), true pairs off the diagonal left out."""
+        """Symmetric cross-entropy over the batch (Radford et al. 2021, fig. 3), true pairs off the diagonal left out.
+
+        `batch_top1` is the share of captions whose nearest picture in this rank's batch is a right one.
+        """
         image_features, text_features, scale = model(to_unit_range(batch["images"]), batch["ids"])
         scale = scale.clamp(max=100.0)  # as in the paper
-        true = same_meaning(*(gather(batch[k]) for k in ("caption", "concept", "style", "names_style")))
+        true = same_meaning(*(gather(batch[k]) for k in LABELS))
         loss = contrastive_loss()(image_features, text_features, scale, true)
-        with torch.no_grad():
-            hits = (text_features @ image_features.T).argmax(1)
-            accuracy = same_meaning(batch["caption"], batch["concept"], batch["style"], batch["names_style"])
-            accuracy = accuracy[torch.arange(len(hits)), hits].float().mean()
+        nearest = (text_features @ image_features.T).detach().argmax(1)
+        own = same_meaning(*(batch[k] for k in LABELS))
+        accuracy = own.gather(1, nearest[:, None]).float().mean()
         return {"loss": loss, "batch_top1": accuracy, "scale": scale.detach()}
 
     # ---- validation and saving ----------------------------------------------------------------------------------
 
-    def validate(self, model: nn.Module) -> dict[str, float]:
+    def validate(self, model: nn.Module) -> dict[str, float | Image.Image]:
         """Text-to-image retrieval, top-1 and top-5, on each held-out split and on the hand-written paraphrases."""
         clip = self._freeze(model)
-        figures: dict[str, float] = {}
+        return {
+            f"{name}_{k}": share
+            for name, (images, texts, relevant) in self._galleries.items()
+            for k, share in top_k_accuracy(
+                embed_texts(clip, texts), embed_images(clip, images), relevant
+            ).items()
+        }
+
+    @cached_property
+    def _galleries(self) -> dict[str, Gallery]:
+        """A gallery per held-out split that the data has, and one for the paraphrases."""
+        data = CaptionedImages(self.data.path, split=None)
+        galleries = {}
         for split in HELD_OUT:
-            data = CaptionedImages(self.config.data, split=split)
-            if len(data) > 1:
-                figures |= {f"{split}_{k}": v for k, v in self._retrieve(clip, data).items()}
-        return figures | {f"paraphrase_{k}": v for k, v in self._retrieve_paraphrases(clip).items()}
+            rows = np.array([i for i, record in enumerate(data.records) if record["split"] == split])
+            if len(rows) > 1:
+                galleries[split] = self._split_gallery(data, rows)
+        paraphrased = self._paraphrase_gallery(data)
+        return galleries if paraphrased is None else {**galleries, "paraphrase": paraphrased}
 
-    def _retrieve(self, clip: FrozenCLIP, data: CaptionedImages) -> dict[str, float]:
+    def _split_gallery(self, data: CaptionedImages, rows: np.ndarray) -> Gallery:
         rng = np.random.default_rng(0)
-        rows = np.sort(rng.choice(len(data), min(len(data), self.options.gallery), replace=False))
+        rows = np.sort(rng.choice(rows, min(len(rows), self.options.gallery), replace=False))
         captions = [data.caption(int(i), rng) for i in rows]
-        labels = PictureIndex(data).labels(rows, captions)
-        return top_k_accuracy(
-            embed_texts(clip, captions), embed_pictures(clip, data, rows), same_meaning(**labels)
-        )
+        relevant = same_meaning(**PictureIndex(data).labels(rows, captions))
+        return Gallery(np.stack([data.rgb(int(i), self._size) for i in rows]), captions, relevant)
 
-    def _retrieve_paraphrases(self, clip: FrozenCLIP) -> dict[str, float]:
-        """Search one picture of every subject (at most two galleries' worth) with words that no caption uses."""
-        data = CaptionedImages(self.config.data, split=None)
+    def _paraphrase_gallery(self, data: CaptionedImages) -> Gallery | None:
+        """One picture of every subject (at most two galleries' worth), searched with words that no caption uses."""
         first: dict[str, int] = {}
         for i, record in enumerate(data.records):
             first.setdefault(normal_text(record["subject"]), i)
         known = [{**p, "subject": normal_text(p["subject"])} for p in paraphrases()]
         known = [p for p in known if p["subject"] in first]
         if not known:
-            return {}
+            return None
         wanted = sorted({p["subject"] for p in known})
-        others = [s for s in first if s not in set(wanted)]
+        others = [subject for subject in first if subject not in set(wanted)]
         np.random.default_rng(0).shuffle(others)
         subjects = wanted + others[: 2 * self.options.gallery]
-        images = embed_pictures(clip, data, np.array([first[s] for s in subjects]))
-        texts = embed_texts(clip, [p["text"] for p in known])
-        relevant = torch.tensor([[p["subject"] == s for s in subjects] for p in known])
-        return top_k_accuracy(texts, images, relevant)
+        relevant = torch.tensor([[p["subject"] == subject for subject in subjects] for p in known])
+        images = np.stack([data.rgb(first[subject], self._size) for subject in subjects])
+        return Gallery(images, [p["text"] for p in known], relevant)
 
     def save(self, model: nn.Module, path: Path) -> None:
         """Write a FrozenCLIP folder in half precision, with mean and deviation of the training pictures' embeddings."""
         clip = self._freeze(model)
-        clip.set_statistics(embed_pictures(clip, self.data, np.arange(len(self.data))))
+        parts = np.array_split(self._thumbnails, -(-len(self._thumbnails) // 1024))
+        clip.set_statistics(torch.cat([embed_images(clip, on_background(part)) for part in parts]))
         clip.save_pretrained(path, dtype=torch.float16)
 
     def load(self, path: Path) -> None:
@@ -267,16 +292,10 @@ def embed_texts(clip: FrozenCLIP, texts: list[str], batch_size: int = 128) -> Te
     return torch.cat(parts).cpu()
 
 
-def embed_pictures(
-    clip: FrozenCLIP, data: CaptionedImages, rows: np.ndarray, batch_size: int = 128
-) -> Tensor:
-    """Embed pictures of a data set on white -> [N,D]."""
-    thumbnails, parts = data.thumbnails(clip.image_size), []
-    for start in range(0, len(rows), batch_size):
-        rgba = (
-            torch.from_numpy(thumbnails[rows[start : start + batch_size]]).permute(0, 3, 1, 2).float() / 255
-        )
-        on_white = rgba[:, :3] * rgba[:, 3:] + 1 - rgba[:, 3:]
-        pixels = (on_white * 2 - 1).contiguous(memory_format=torch.channels_last)
-        parts.append(clip.encode_image(pixels.to(clip.device)))
+def embed_images(clip: FrozenCLIP, images: np.ndarray, batch_size: int = 128) -> Tensor:
+    """Embed pictures uint8 [N,S,S,3] -> [N,D]."""
+    parts = []
+    for start in range(0, len(images), batch_size):
+        pixels = torch.from_numpy(images[start : start + batch_size]).permute(0, 3, 1, 2)
+        parts.append(clip.encode_image(to_unit_range(pixels.to(clip.device))))
     return torch.cat(parts).cpu()

@@ -14,11 +14,12 @@ from unclip.data import CaptionedImages
 
 
 class PictureIndex:
-    """Draws rows of a data set by structure, and numbers concepts, styles and captions."""
+    """Draws rows of a data set (its first `limit`) by structure, and numbers concepts, styles and captions."""
 
-    def __init__(self, data: CaptionedImages) -> None:
-        records = data.records
-        self.cumulative = np.cumsum(data.weights)
+    def __init__(self, data: CaptionedImages, limit: int | None = None) -> None:
+        records = data.records[:limit]
+        weights = data.weights[:limit]
+        self.cumulative = np.cumsum(weights / weights.sum())
         self.concepts, self.concept = _numbered([r["concept"] for r in records])
         self.styles, self.style = _numbered([r["style"] for r in records])
         _, self.kind = _numbered([(r.get("subgroup") or r.get("group"), r["style"]) for r in records])

@@ -15,7 +15,15 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from PIL import Image
 from torch import Tensor, nn
 
-from unclip.diffusion import Denoiser, FlowSchedule, Guided, SimpleLoss, classifier_free, denoise, initial_noise
+from unclip.diffusion import (
+    Denoiser,
+    FlowSchedule,
+    Guided,
+    SimpleLoss,
+    classifier_free,
+    denoise,
+    initial_noise,
+)
 from unclip.models import Decoder
 
 from ..config import TrainConfig
@@ -84,7 +92,9 @@ class DecoderTask(Task):
         x0 = to_pixels(batch["pictures"])
         z = batch["image_embeds"]
         noised = self.model.noise_image_embeds(z, batch["noise_level"], normal_like(z, generator))
-        condition = {key: value for key, value in batch.items() if key != "pictures"} | {"image_embeds": noised}
+        condition = {key: value for key, value in batch.items() if key != "pictures"} | {
+            "image_embeds": noised
+        }
         t = self.schedule.sample_t(len(x0), generator)
         denoiser = Denoiser(model, self.schedule, "sample")
         return self.measure(denoiser, x0, t, normal_like(x0, generator), condition)
@@ -102,7 +112,10 @@ class DecoderTask(Task):
         real = samples.pop("pictures")
         made = self._generate(model, {key: value[:count] for key, value in samples.items()})
         pairs = torch.stack([to_uint8(made), real[:count]], dim=1).flatten(0, 1)
-        return {"loss": self._held_out_loss(model, to_pixels(real), samples), "pictures": grid(pairs, columns=16)}
+        return {
+            "loss": self._held_out_loss(model, to_pixels(real), samples),
+            "pictures": grid(pairs, columns=16),
+        }
 
     def _held_out_loss(self, model: nn.Module, x0: Tensor, condition: Batch) -> float:
         """Mean over held-out pictures, each at a time of its own (evenly spread), with clean z_i and the caption."""
@@ -115,7 +128,9 @@ class DecoderTask(Task):
         for part in torch.arange(len(x0), device=x0.device).split(32):
             rows = {key: value[part] for key, value in condition.items()}
             clean = {"noise_level": torch.zeros(len(part), device=x0.device)}
-            total += float(self.measure(denoiser, x0[part], t[part], noise[part], rows | clean)["loss"]) * len(part)
+            total += float(
+                self.measure(denoiser, x0[part], t[part], noise[part], rows | clean)["loss"]
+            ) * len(part)
         return total / len(x0)
 
     def _generate(self, model: nn.Module, condition: Batch) -> Tensor:
@@ -155,4 +170,3 @@ class DecoderTask(Task):
             "image_embeds": self.data.image_embeds[places],
             **self.data.text(captions),
         }
-

@@ -33,7 +33,9 @@ class Sampling:
     def __init__(self, weights: np.ndarray, config: TrainConfig, held_out: int) -> None:
         count = len(weights) if config.limit is None else min(config.limit, len(weights))
         if count <= held_out:
-            raise UserError(f"held_out={held_out} of {count} samples leaves none to train on: lower task.held_out")
+            raise UserError(
+                f"held_out={held_out} of {count} samples leaves none to train on: lower task.held_out"
+            )
         order = np.random.default_rng(config.seed).permutation(count)
         self.held_out, self.trained = np.sort(order[:held_out]), np.sort(order[held_out:])
         chances = weights[self.trained]

@@ -101,14 +101,18 @@ class UpsamplerTask(Task):
         failures = 0
         while len(rgba) < n:
             index = int(self.sampling.draw(1, rng)[0])
-            places = [self._place(index, rng) for _ in range(min(self.options.crops_per_picture, n - len(rgba)))]
+            places = [
+                self._place(index, rng) for _ in range(min(self.options.crops_per_picture, n - len(rgba)))
+            ]
             try:
                 rgba += self.crops(index, places)
             except ValueError as error:
                 failures += 1  # a few pictures cannot be drawn at this size
                 if failures > 100:
                     raise UserError(f"100 pictures in a row cannot be drawn, the last: {error}") from error
-        high = torch.from_numpy(np.stack([self._on_background(crop, rng) for crop in rgba])).permute(0, 3, 1, 2)
+        high = torch.from_numpy(np.stack([self._on_background(crop, rng) for crop in rgba])).permute(
+            0, 3, 1, 2
+        )
         level = np.where(rng.random(n) < self.options.clean_share, 0.0, rng.random(n)).astype(np.float32)
         return {
             "pictures": high.contiguous(),

@@ -112,7 +112,7 @@ class FrozenCLIP(ModelMixin, ConfigMixin):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> FrozenCLIP:
-        """Load a saved folder (config.json, weights, tokenizer.json); weights run in float32 unless torch_dtype says so.
+        """Load a saved folder: config.json, weights, tokenizer.json; weights run in float32 unless torch_dtype says so.
 
         Raises:
             UserError: the folder or a file in it is missing, truncated or of another model. Never asks a hub.

@@ -55,7 +55,7 @@ def two_tower_architecture(
     text: dict[str, Any] | None = None,
     context_length: int = 32,
 ) -> dict[str, Any]:
-    """Describe our CLIP: a timm image tower, and a BERT text tower (`text` overrides MINILM_CONFIG) with mean pooling."""
+    """Describe our CLIP: a timm image tower, a BERT text tower with mean pooling (`text` overrides MINILM_CONFIG)."""
     hf_config = {**MINILM_CONFIG, "max_position_embeddings": context_length, **(text or {})}
     return {
         "embed_dim": embed_dim,
@@ -99,7 +99,7 @@ def build_clip(architecture: dict[str, Any]) -> CLIP | CustomTextCLIP:
 
 
 def load_minilm(text: HFTextEncoder) -> None:
-    """Fill a BERT text tower with MiniLM's weights: its first layers when it has fewer, its first positions likewise."""
+    """Fill a BERT text tower with MiniLM's weights; one of fewer layers or positions gets the first of them."""
     weights = load_file(package_file(MINILM_PACKAGE, "model/model.safetensors"))
     own = text.transformer.state_dict()
     chosen: dict[str, Tensor] = {}

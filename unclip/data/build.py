@@ -24,7 +24,7 @@ import numpy as np
 from unclip.data.artworks import Artwork, list_artworks
 from unclip.data.captions import caption_forms, stable_hash
 from unclip.data.progress import track
-from unclip.data.render import render
+from unclip.data.render import render, require_renderer
 from unclip.data.shards import Sample, read_tar, to_json, write_tar
 from unclip.data.sources import EMOJIBASE, EMOJILIB, SOURCES, choose_sources, default_cache
 from unclip.data.splits import Pick, assign_splits, drop_duplicates, near_duplicates, orphans
@@ -88,6 +88,7 @@ def build_emoji(
     if finished is not None:
         return finished
 
+    require_renderer()
     artworks = list_artworks(chosen, cache)
     if limit is not None:
         artworks = _stratified(artworks, limit, seed)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import re
 
 import numpy as np
 from PIL import Image
+
+from unclip.errors import UserError
 
 FINGERPRINT_SIDE = 16
 _VIEW_BOX = re.compile(r'viewBox="([^"]+)"')
@@ -42,15 +45,24 @@ def render_svg(svg: str, size: int, crop: tuple[float, float, float] = (0.0, 0.0
     return np.asarray(image)
 
 
+def require_renderer() -> None:
+    """Raise a UserError with the remedy where resvg is not installed."""
+    if importlib.util.find_spec("resvg_py") is None:
+        raise UserError(
+            "drawing SVG needs resvg-py, which is not installed; run `pip install 'unclip[data]'`"
+        )
+
+
 def _to_png(svg: str, size: int) -> bytes:
+    require_renderer()
     import resvg_py
 
     try:
         return bytes(resvg_py.svg_to_bytes(svg_string=svg, width=size, height=size, skip_system_fonts=True))
     except ValueError as error:  # what resvg refuses, cairo often draws
-        import cairosvg
-
         try:
+            import cairosvg
+
             return cairosvg.svg2png(bytestring=svg.encode(), output_width=size, output_height=size)
         except Exception:
             raise ValueError(f"neither resvg nor cairo can draw this SVG: {error}") from error

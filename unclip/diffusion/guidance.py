@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from diffusers.guiders.classifier_free_guidance import ClassifierFreeGuidance
 from diffusers.guiders.classifier_free_zero_star_guidance import ClassifierFreeZeroStarGuidance
+from diffusers.guiders.guider_utils import BaseGuidance
 from torch import Tensor
 
 from unclip.diffusion.denoiser import Conditions, Denoiser, Posterior
@@ -36,7 +37,8 @@ class Guided:
 
     Args:
         denoiser: the one to guide.
-        guider: a rule of `diffusers.guiders` that needs a conditional and an unconditional prediction.
+        guider: a rule of `diffusers.guiders` that needs a conditional and an unconditional prediction of one
+            network as it is.
         uncond: the conditions to replace in the unconditional (or negative) branch, with batch size B or 1;
             those that it does not name are shared. Sequences [B, L, ...] may be shorter or longer than the
             wanted branch's: zeros (False in masks) fill the end.
@@ -45,10 +47,11 @@ class Guided:
     """
 
     def __init__(self, denoiser: Denoiser, guider: Any, uncond: Conditions, space: str | None = None) -> None:
-        if guider._input_predictions != ["pred_cond", "pred_uncond"]:
+        alters_network = type(guider).prepare_models is not BaseGuidance.prepare_models
+        if alters_network or guider._input_predictions != ["pred_cond", "pred_uncond"]:
             raise UserError(
-                f"{type(guider).__name__} asks for {guider._input_predictions}, which Guided cannot "
-                "give: choose ClassifierFreeGuidance, AdaptiveProjectedGuidance or another with two branches"
+                f"{type(guider).__name__} needs more than a conditional and an unconditional branch of the same "
+                "network: choose ClassifierFreeGuidance, AdaptiveProjectedGuidance or the like"
             )
         self.denoiser = denoiser
         self.guider = guider

@@ -26,7 +26,6 @@ from unclip.errors import UserError
 
 FIXED_VARIANCES = ("fixed_small", "fixed_large")
 HALF_BIN = 1 / 255
-FAR = 1e3  # stands for infinity in the outermost bins: beyond any data, and finite in gradients
 
 
 @dataclass(frozen=True)
@@ -114,16 +113,16 @@ def discretized_gaussian_log_prob(x: Tensor, mean: Tensor, log_std: Tensor) -> T
 
     The outermost bins reach to infinity, so the 256 probabilities sum to 1. Elementwise, in nats.
     """
-    upper = torch.where(x > 1 - HALF_BIN, FAR, x + HALF_BIN)
-    lower = torch.where(x < HALF_BIN - 1, -FAR, x - HALF_BIN)
     inverse_std = torch.exp(-log_std)
-    upper, lower = (upper - mean) * inverse_std, (lower - mean) * inverse_std
-    # The tails of the two ends are mirror images; the left one does not cancel in 1 - cdf.
-    right = upper + lower > 0
-    upper, lower = torch.where(right, -lower, upper), torch.where(right, -upper, lower)
+    upper, lower = (x + HALF_BIN - mean) * inverse_std, (x - HALF_BIN - mean) * inverse_std
+    first, last = x < HALF_BIN - 1, x > 1 - HALF_BIN
+    # In the right half look at the mirror image: small cdfs do not cancel. The last bin becomes the first.
+    mirrored = last | ((upper + lower > 0) & ~first)
+    upper, lower = torch.where(mirrored, -lower, upper), torch.where(mirrored, -upper, lower)
     log_upper, log_lower = torch.special.log_ndtr(upper), torch.special.log_ndtr(lower)
-    inside = -torch.expm1(log_lower - log_upper)  # share of the upper cdf that is not below the bin
-    return log_upper + inside.clamp(min=torch.finfo(inside.dtype).tiny).log()
+    share = -torch.expm1(log_lower - log_upper)  # of cdf(upper), what is not below the bin
+    share = torch.where(first | last, 1.0, share.clamp(min=torch.finfo(share.dtype).tiny))
+    return log_upper + share.log()
 
 
 def _bits_per_dim(nats: Tensor) -> Tensor:

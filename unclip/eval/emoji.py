@@ -218,9 +218,11 @@ def generated_part(
     true = net(_each_real(data, rows, options.size), len(rows), progress=options.progress)
     found = closest_seen(data, model, embeds, asked)
     verdicts = verdict_rows(judge, asked, made, true, gallery[found])
+    again = judge.drawn_again(rows)
+    counted = {"real": again, "generated_left_out": again}
     near = judge.nearest(made)
     return {
-        "generated": _by_split(verdicts, asked, options.seed),
+        "generated": _by_split(verdicts, counted, asked, options.seed),
         "chance": {"subject": chance([a.subject for a in asked], judge.subjects)},
         "frechet": _frechet(net, made, true, gallery),
         "failures": _failures(data, asked, near, verdicts["generated"]),
@@ -241,6 +243,9 @@ def verdict_rows(
     generated            the generated picture by the whole gallery, the asked picture being there to be found
     lookup               the training picture whose CLIP embedding is nearest to the caption: what a search
                          would give
+
+    Without the asked picture, a subject that no other picture shows cannot be found: the report counts the first
+    two rows over the other prompts only.
     """
     rows = [a.index for a in asked]
     return {
@@ -271,18 +276,23 @@ def _retrieval(
 
 
 def _by_split(
-    verdicts: dict[str, dict[str, np.ndarray]], asked: Sequence[Asked], seed: int
+    verdicts: dict[str, dict[str, np.ndarray]],
+    counted: dict[str, np.ndarray],
+    asked: Sequence[Asked],
+    seed: int,
 ) -> dict[str, dict[str, dict[str, dict[str, float]]]]:
-    """{split or "all": {row: {verdict: estimate}}}."""
+    """{split or "all": {row: {verdict: estimate}}}; a row of which nothing in a split is counted is left out."""
     where = np.array([a.split for a in asked])
     chosen = {split: where == split for split in dict.fromkeys(where.tolist())} | {"all": where == where}
-    return {
-        split: {
-            row: {name: bootstrap(hits[these], seed=seed).as_dict() for name, hits in verdict.items()}
-            for row, verdict in verdicts.items()
-        }
-        for split, these in chosen.items()
-    }
+    found: dict[str, Any] = {}
+    for split, these in chosen.items():
+        found[split] = {}
+        for row, verdict in verdicts.items():
+            cases = these & counted.get(row, these)
+            if cases.any():
+                estimates = {name: bootstrap(hits[cases], seed=seed) for name, hits in verdict.items()}
+                found[split][row] = {name: estimate.as_dict() for name, estimate in estimates.items()}
+    return found
 
 
 def _frechet(net: FeatureNet, made: Tensor, true: Tensor, gallery: Tensor) -> dict[str, Any]:

@@ -10,6 +10,7 @@ Shapes: Q pictures judged, G real pictures in the gallery, F features, K compone
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -70,6 +71,11 @@ class Judge:
     def nearest(self, features: Tensor, k: int = 5, without: Sequence[int] | None = None) -> np.ndarray:
         """Gallery positions of those nearest to features [Q,F] -> int64 [Q,k]; `without` as in `verdicts`."""
         return neighbours(self.whiten(features), self.gallery, k, self._left_out(without))
+
+    def drawn_again(self, positions: Sequence[int]) -> np.ndarray:
+        """Whether another picture of the gallery shows the same subject -> bool [Q]."""
+        count = Counter(self.subjects)
+        return np.array([count[self.subjects[i]] > 1 for i in positions], bool)
 
     def verdicts(
         self, features: Tensor, asked: Sequence[Asked], without: Sequence[int] | None = None

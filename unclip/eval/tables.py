@@ -143,6 +143,8 @@ def _generated(report: Mapping[str, Any]) -> Table:
     rows = []
     for split, by_row in report["generated"].items():
         for row, name in ROW_NAMES.items():
+            if row not in by_row:
+                continue
             figures = by_row[row]
             cells = [percent(figures[verdict]) for verdict in VERDICTS]
             rows.append((SPLIT_NAMES[split], name, str(figures["subject"]["n"]), *cells))
@@ -151,7 +153,8 @@ def _generated(report: Mapping[str, Any]) -> Table:
         ("split", "pictures", "n", *VERDICTS.values()),
         tuple(rows),
         "By the nearest real picture of all splits. * = the asked real picture is taken out of the gallery "
-        "first; “real *” judges that real picture itself: the judge's ceiling. Lookup: the training picture "
+        "first (prompts whose subject no other picture shows are not counted); “real *” judges that real "
+        "picture itself: the judge's ceiling. Lookup: the training picture "
         f"that CLIP finds for the prompt. Chance for the subject: {100 * report['chance']['subject']:.2g} %.",
     )
 

@@ -1,0 +1,120 @@
+"""From training runs to a pipeline folder."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.testing import assert_close
+
+from unclip.errors import UserError
+from unclip.models import Decoder
+from unclip.pipelines import UnCLIPTextToImagePipeline
+from unclip.pipelines.assemble import assemble, default_scheduler
+
+
+@pytest.fixture
+def runs(tiny_model: Path, tmp_path: Path) -> dict[str, Path]:
+    """Folders as training leaves them: RUN/model."""
+    names = ("clip", "prior", "decoder", "upsampler_256", "upsampler_1024")
+    for name in names:
+        shutil.copytree(tiny_model / name, tmp_path / "runs" / name / "model")
+    return {name: tmp_path / "runs" / name for name in names}
+
+
+def picture(pipe: UnCLIPTextToImagePipeline, **settings: float) -> torch.Tensor:
+    pipe.set_progress_bar_config(disable=True)
+    made = pipe(
+        "a red apple", size=64, generator=torch.Generator().manual_seed(0), output_type="pt", **settings
+    )
+    return made.images
+
+
+def test_runs_become_a_model(
+    tiny_pipeline: UnCLIPTextToImagePipeline, runs: dict[str, Path], tmp_path: Path
+) -> None:
+    defaults = {"decoder_num_inference_steps": 3, "noise_level": 0.1}
+    out = assemble(**runs, out=tmp_path / "model", defaults=defaults)
+    pipe = UnCLIPTextToImagePipeline.from_pretrained(out)
+    assert list(pipe.sizes) == [16, 64, 256]
+    assert pipe.settings().decoder_num_inference_steps == 3
+    assert pipe.settings().noise_level == 0.1
+
+    stored = load_file(out / "decoder" / "diffusion_pytorch_model.safetensors")
+    assert {tensor.dtype for tensor in stored.values() if tensor.ndim >= 2} == {torch.float16}
+    assert {tensor.dtype for tensor in stored.values() if tensor.ndim < 2} == {torch.float32}
+    assert pipe.decoder.dtype == pipe.clip.dtype == torch.float32
+    for stage in ("prior", "decoder", "upsampler_256"):
+        setattr(tiny_pipeline, f"{stage}_scheduler", getattr(pipe, f"{stage}_scheduler"))
+    own = tiny_pipeline.settings()
+    settings = {name: value for name, value in vars(own).items() if name not in defaults} | defaults
+    assert_close(picture(pipe, **settings), picture(tiny_pipeline, **settings), atol=0.02, rtol=0)
+
+
+def test_a_part_is_replaced(runs: dict[str, Path], tmp_path: Path) -> None:
+    """A model's own folders serve as parts, and the folder it lies in may be the output."""
+    parts = {name: runs[name] for name in ("clip", "prior", "decoder")}
+    model = assemble(**parts, out=tmp_path / "model", dtype=torch.float32)
+    assert list(UnCLIPTextToImagePipeline.from_pretrained(model).sizes) == [16]
+    again = assemble(
+        clip=model / "clip",
+        prior=model / "prior",
+        decoder=model / "decoder",
+        upsampler_256=runs["upsampler_256"],
+        out=model,
+        dtype=torch.float32,
+    )
+    assert list(UnCLIPTextToImagePipeline.from_pretrained(again).sizes) == [16, 64]
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(".")) == []
+
+
+def test_wrong_parts(runs: dict[str, Path], tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    parts = {name: runs[name] for name in ("clip", "prior", "decoder")}
+    out = tmp_path / "model"
+    with pytest.raises(UserError, match=r"nowhere/config.json is missing"):
+        assemble(**{**parts, "prior": tmp_path / "nowhere"}, out=out)
+    with pytest.raises(UserError, match=r"expected a DiffusionPrior .* found a Decoder"):
+        assemble(**{**parts, "prior": runs["decoder"]}, out=out)
+    small = Decoder(sample_size=16, patch_size=4, width=16, layers=1, heads=2, embed_dim=8, token_dim=20)
+    small.save_pretrained(tmp_path / "small")
+    with pytest.raises(
+        UserError, match="decoder was trained on another CLIP: its embed_dim is 8, CLIP's is 12"
+    ):
+        assemble(**{**parts, "decoder": tmp_path / "small"}, out=out)
+    with pytest.raises(UserError, match="unknown setting 'steps'"):
+        assemble(**parts, out=out, defaults={"steps": 3})
+    with pytest.raises(UserError, match="must be a whole number"):
+        assemble(**parts, out=out, defaults={"decoder_num_inference_steps": 0})
+    assert not out.exists()
+    with pytest.raises(UserError, match="holds something that is no pipeline"):
+        assemble(**parts, out=tmp_path)
+    assert (tmp_path / "runs").exists()
+    assert not [w for w in recwarn if "differs from CLIP's" in str(w.message)]
+
+
+def test_a_stranger_is_noticed(
+    tiny_pipeline: UnCLIPTextToImagePipeline, runs: dict[str, Path], tmp_path: Path
+) -> None:
+    decoder = tiny_pipeline.decoder
+    decoder.set_embed_statistics(-decoder.embed_mean, decoder.embed_std)
+    decoder.save_pretrained(tmp_path / "stranger")
+    with pytest.warns(UserWarning, match="mean image embedding of the decoder differs from CLIP's"):
+        assemble(
+            clip=runs["clip"], prior=runs["prior"], decoder=tmp_path / "stranger", out=tmp_path / "model"
+        )
+
+
+@pytest.mark.parametrize(
+    ("schedule", "kind"),
+    [
+        ("flow", "FlowMatchEulerDiscreteScheduler"),
+        ("cosine", "DDPMScheduler"),
+        ("linear", "DDPMScheduler"),
+    ],
+)
+def test_default_schedulers(tiny_decoder: Decoder, schedule: str, kind: str) -> None:
+    tiny_decoder.register_to_config(schedule=schedule)
+    assert type(default_scheduler(tiny_decoder)).__name__ == kind
