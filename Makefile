@@ -4,7 +4,7 @@
 CANDIDATES = python3 python3.11 python3.12 python3.13 python3.10
 PYTHON ?= $(firstword $(foreach p,$(CANDIDATES),$(shell $(p) -c 'import sys; sys.exit(sys.version_info < (3, 10))' >/dev/null 2>&1 && echo $(p))))
 PIP = .venv/bin/python -m pip install --quiet --disable-pip-version-check
-SOURCES = unclip pipelines train tests
+SOURCES = unclip pipelines train tests benchmarks
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:

@@ -9,5 +9,6 @@ from .text_to_image import UnCLIPPipelineOutput, UnCLIPTextToImagePipeline
 
 __all__ = ["Settings", "UnCLIPPipelineOutput", "UnCLIPTextToImagePipeline"]
 
-# DiffusionPipeline.from_pretrained(folder) looks in diffusers for the class that model_index.json names.
+# DiffusionPipeline.from_pretrained(folder) looks in diffusers for the class that model_index.json names, and imports no
+# module that a folder names: it can load our models once this package is imported.
 diffusers.UnCLIPTextToImagePipeline = UnCLIPTextToImagePipeline

@@ -104,7 +104,8 @@ def _load(kind: Any, run: str | Path) -> Any:
 
 def _check_fit(clip: FrozenCLIP, prior: DiffusionPrior, decoder: Decoder) -> None:
     """Raise UserError where sizes differ, and warn where the networks seem to be trained on another CLIP."""
-    for name, network in (("prior", prior), ("decoder", decoder)):
+    networks: dict[str, Any] = {"prior": prior, "decoder": decoder}
+    for name, network in networks.items():
         for what, own in (("embed_dim", clip.embed_dim), ("token_dim", clip.token_dim)):
             if network.config[what] != own:
                 raise UserError(

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +27,8 @@ StepCallback = Callable[[int, Tensor, dict[str, Tensor]], "dict[str, Tensor] | N
 PIXELS_AT_ONCE = 1024 * 1024
 
 
-class ImageSeed(NamedTuple):
+@dataclass(frozen=True)
+class ImageSeed:
     """What all chance of one picture comes from, on every device and in every batch."""
 
     base: int
@@ -113,8 +115,10 @@ def sample_prior(
 
     Returns: [B, D] of unit norm: of each picture's candidates the z_i with the largest z_i · z_t.
     """
-    B, D, P, n = len(seeds), prior.config.embed_dim, len(text.embeds), num_candidates
-    text, negative = (cut(each, prior.config.max_tokens) for each in (text, negative))
+    config: Any = prior.config
+    device: Any = prior.device
+    B, D, P, n = len(seeds), config.embed_dim, len(text.embeds), num_candidates
+    text, negative = (cut(each, config.max_tokens) for each in (text, negative))
     cond, uncond = (prior.prefix(each.tokens, each.mask, each.embeds) for each in (text, negative))
     length = max(cond["text_mask"].shape[1], uncond["text_mask"].shape[1])
     cond, uncond = (cache.pad_to(length).repeat(n * B // len(cache["text_mask"])) for cache in (cond, uncond))
@@ -122,7 +126,7 @@ def sample_prior(
     z = denoise(
         _guided(prior, guidance_scale, uncond),
         scheduler,
-        initial_noise((B * n, D), generators, prior.device),
+        initial_noise((B * n, D), generators, device),
         cond=cond,
         num_inference_steps=num_inference_steps,
         generator=generators,
@@ -157,7 +161,9 @@ def sample_decoder(
 
     Returns: [B, 3, S, S] in [-1, 1].
     """
-    B, S, device = len(image_embeds), decoder.config.sample_size, decoder.device
+    config: Any = decoder.config
+    device: Any = decoder.device
+    B, S = len(image_embeds), config.sample_size
     level = torch.full((B,), noise_level, device=device)
     noise = initial_noise(image_embeds.shape, [seed.generator("noise_level") for seed in seeds], device)
     generators = [seed.generator("decoder") for seed in seeds]
@@ -165,9 +171,9 @@ def sample_decoder(
 
     def caption(encoding: TextEncoding | None) -> dict[str, Tensor]:
         if encoding is None:  # the decoder puts its null caption there
-            nothing = torch.zeros(B, 1, decoder.config.token_dim, device=device)
+            nothing = torch.zeros(B, 1, config.token_dim, device=device)
             return {"text_tokens": nothing, "text_mask": ~keep[:, None], "drop_text": ~keep}
-        encoding = cut(encoding, decoder.config.max_text_tokens)
+        encoding = cut(encoding, config.max_text_tokens)
         return {"text_tokens": encoding.tokens, "text_mask": encoding.mask, "drop_text": keep}
 
     noised = decoder.noise_image_embeds(image_embeds.to(device), level, noise)

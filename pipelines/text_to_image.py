@@ -175,9 +175,14 @@ class UnCLIPTextToImagePipeline(DiffusionPipeline):
             raise UserError(f"cannot load the model {source}: {reason:.300}") from error
 
     @property
+    def _base_size(self) -> int:
+        config: Any = self.decoder.config
+        return config.sample_size
+
+    @property
     def sizes(self) -> dict[int, str]:
         """Side in pixels -> component that makes pictures of it, smallest first."""
-        side = self.decoder.config.sample_size
+        side = self._base_size
         sizes = {side: "decoder"}
         for name in ("upsampler_256", "upsampler_1024"):
             if (upsampler := getattr(self, name)) is not None:
@@ -217,8 +222,8 @@ class UnCLIPTextToImagePipeline(DiffusionPipeline):
         return_dict: bool = True,
         callback_on_step_end: Callable[..., dict[str, Tensor] | None] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
-    ) -> UnCLIPPipelineOutput | tuple[Any, Tensor]:
-        """Make pictures; the arguments are explained at the class.
+    ) -> Any:
+        """Make pictures; the arguments are explained at the class. Returns an UnCLIPPipelineOutput.
 
         Raises:
             UserError: an argument is wrong; said before any network runs.
@@ -251,7 +256,7 @@ class UnCLIPTextToImagePipeline(DiffusionPipeline):
         self._warn_of_idle_negative(request, settings)
         each = request.images_per_prompt
         if request.image_embeds is not None:
-            embeds = request.image_embeds.to(self.decoder.device).repeat_interleave(each, dim=0)
+            embeds = request.image_embeds.to(self.device).repeat_interleave(each, dim=0)
         else:
             assert captions is not None  # check_request asks for a prompt where there is no embedding
             embeds = self._prior(captions, negative or self.clip.encode_text([""]), seeds, settings, watch)
@@ -293,7 +298,7 @@ class UnCLIPTextToImagePipeline(DiffusionPipeline):
         settings: Settings,
         watch: Watch,
     ) -> Tensor:
-        parts = groups(len(embeds), self.decoder.config.sample_size)
+        parts = groups(len(embeds), self._base_size)
         steps = settings.decoder_num_inference_steps
         with watch("decoder", steps, len(parts)) as on_step:
             pictures = [

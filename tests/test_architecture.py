@@ -88,7 +88,7 @@ def begins_with(name: str, prefixes: set[str]) -> bool:
 
 
 def python_files() -> list[Path]:
-    return [path for top in (*FOLDERS, "tests") for path in sorted((ROOT / top).rglob("*.py"))]
+    return [path for top in (*FOLDERS, "tests", "benchmarks") for path in sorted((ROOT / top).rglob("*.py"))]
 
 
 def test_every_room_has_its_place() -> None:

@@ -130,6 +130,7 @@ MISTAKES = {
     "dtype": (["generate", "a", "--dtype", "int8"], "unknown dtype 'int8': choose one of float32"),
     "device": (["generate", "a", "--device", "abacus"], "no device 'abacus' here"),
     "default": (["assemble", "--clip=a", "--prior=b", "--decoder=c", "-o=d", "--default=x"], "key=number"),
+    "output": (["generate", "a", "--size", "16", "-o", "tiny/model_index.json/out"], "tiny/model_index.json"),
     "stage": (["train", "nothing"], "unknown stage 'nothing'"),
 }  # fmt: skip
 

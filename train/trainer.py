@@ -88,6 +88,7 @@ class Trainer:
         # 1. Take up the newest checkpoint, or start afresh.
         step = self._begin(resume)
         log = RunLog(self.accelerator, self.output, step, self.config.steps)
+        log.say("  ".join(f"{key} {value}" for key, value in self.task.describe().items()))
         values: dict[str, float] = {}
         # 2. Draw batches ahead, from this step on.
         steps = Steps(
@@ -212,7 +213,7 @@ class Trainer:
         self.skipped_in_a_row += 1
         if self.skipped_in_a_row >= self.config.max_skipped:
             raise UserError(
-                f"the loss or its gradient was not finite in {self.skipped_in_a_row} steps in a row, up to step {step}: "
+                f"the loss or its gradient was not finite in {self.skipped_in_a_row} steps in a row, up to {step}: "
                 "resume from the last checkpoint with a lower learning_rate or a lower grad_clip"
             )
 

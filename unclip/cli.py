@@ -44,7 +44,7 @@ Model = Annotated[Text, typer.Option(help="Pipeline folder or hub id; by default
 Device = Annotated[Text, typer.Option(help="cpu, cuda, mps; by default the best there is.")]
 Dtype = Annotated[str, typer.Option(help="float32, float16 or bfloat16; on a CPU stay with float32.")]
 Progress = Annotated[bool, typer.Option("--progress/--no-progress", help="Show progress bars.")]
-Output = Annotated[Path, typer.Option("--output", "-o", help="Folder to write into.")]
+Output = Annotated[Path, typer.Option("--output", "--out", "-o", help="Folder to write into.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 Seed = Annotated[
     Whole, typer.Option(min=0, help="Of a prompt's first picture, the next has seed + 1; else random.")
@@ -74,15 +74,11 @@ def generate(
     prompts: Annotated[list[str] | None, typer.Argument(metavar="PROMPT", help="What to draw.")] = None,
     prompts_file: Annotated[Path | None, typer.Option(help="A file with one prompt a line.")] = None,
     negative_prompt: Annotated[Text, typer.Option(help="What to move away from.")] = None,
-    num_images: Annotated[
-        int, typer.Option("--num-images", "-n", min=1, help="Pictures for each prompt.")
-    ] = 1,
+    num_images: Annotated[int, typer.Option("--num-images", "-n", min=1, help="For each prompt.")] = 1,
     seed: Seed = None,
     size: Annotated[Whole, typer.Option(help="Side in pixels: 64, 256 or 1024.")] = None,
     output: Output = Path("out"),
-    grid: Annotated[
-        bool, typer.Option("--grid", help="Write a captioned grid of all pictures, too.")
-    ] = False,
+    grid: Annotated[bool, typer.Option("--grid", help="Write a captioned grid of all, too.")] = False,
     as_json: AsJson = False,
     steps: Annotated[Whole, typer.Option(help="Steps of the decoder.")] = None,
     prior_steps: Annotated[Whole, typer.Option(help="Steps of the prior.")] = None,
@@ -92,9 +88,7 @@ def generate(
     candidates: Annotated[Whole, typer.Option(help="Embeddings that the prior chooses from.")] = None,
     noise_level: Annotated[Number, typer.Option(help="0 to 1: more variety, less likeness.")] = None,
     upsampler_noise_level: Annotated[Number, typer.Option(help="0 to 1: more repair.")] = None,
-    batch_size: Annotated[
-        int, typer.Option(min=1, help="Pictures made at once; no picture depends on it.")
-    ] = 16,
+    batch_size: Annotated[int, typer.Option(min=1, help="Made at once; no picture depends on it.")] = 16,
     model: Model = None,
     device: Device = None,
     dtype: Dtype = "float32",
@@ -166,7 +160,9 @@ def assemble(
     clip: Annotated[Path, typer.Option(help="Output of `unclip train clip`, or a component folder.")],
     prior: Annotated[Path, typer.Option(help="Output of `unclip train prior`.")],
     decoder: Annotated[Path, typer.Option(help="Output of `unclip train decoder`.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Pipeline folder to write or to replace.")],
+    output: Annotated[
+        Path, typer.Option("--output", "--out", "-o", help="Pipeline folder to write or replace.")
+    ],
     upsampler_256: Annotated[
         Path | None, typer.Option("--upsampler-256", help="Output of `unclip train upsampler-256`.")
     ] = None,
@@ -294,6 +290,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         app(None if arguments is None else list(arguments))
     except UserError as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
+        sys.exit(2)
+    except (PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError) as error:
+        print(f"error: {error.strerror}: {error.filename}; choose another path", file=sys.stderr)
         sys.exit(2)
     except SystemExit as end:
         if end.code == 130:

@@ -49,9 +49,14 @@ def atomic_dir(path: str | Path) -> Iterator[Path]:
         with _disk_full_is_a_user_error(path):
             yield temporary
         temporary.chmod(0o777 & ~_umask())
-        if path.exists():
-            shutil.rmtree(path)
-        os.replace(temporary, path)
+        if (
+            path.exists()
+        ):  # moved aside, not removed first: a kill in between loses neither the old nor the new
+            os.replace(path, replaced := temporary.with_name(f"{temporary.name}-old"))
+            os.replace(temporary, path)
+            shutil.rmtree(replaced, ignore_errors=True)
+        else:
+            os.replace(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

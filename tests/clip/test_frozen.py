@@ -122,6 +122,16 @@ def test_save_and_load_give_the_same_embeddings(clip, tmp_path):
     assert loaded.fingerprint() == clip.fingerprint()
 
 
+def test_loading_and_encoding_touch_no_network(saved, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError("a connection was opened")
+
+    monkeypatch.setattr("socket.socket.connect", refuse)
+    monkeypatch.setattr("socket.getaddrinfo", refuse)
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    FrozenCLIP.from_pretrained(saved).encode_text(TEXTS)
+
+
 def test_half_precision_on_disk_runs_in_single(tiny_clip, saved, tmp_path):
     tiny_clip.save_pretrained(tmp_path / "half", dtype=torch.float16)
     assert (tmp_path / "half" / WEIGHTS_FILE).stat().st_size < 0.75 * (saved / WEIGHTS_FILE).stat().st_size

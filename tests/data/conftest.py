@@ -46,7 +46,7 @@ def make_artworks() -> list[Artwork]:
     made = []
     for number, (concept, fill) in enumerate(concepts()):
         for row, style in enumerate(STYLES):
-            x, y, side = 4 + number % 12 * 7, 4 + number // 12 * 7, 12 + 9 * row
+            x, y, side = 4 + number % 12 * 7, 4 + number // 12 * 7, 20 + 6 * row
             svg = (
                 '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 128 128">'
                 f'<rect x="{x}" y="{y}" width="{side}" height="{side}" fill="{fill}"/></svg>'

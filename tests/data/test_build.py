@@ -27,7 +27,7 @@ def fake_art(monkeypatch, artworks):
     monkeypatch.setattr(build, "list_artworks", lambda sources, cache: list(chosen))
     monkeypatch.setattr(build, "SIZE", 32)
     monkeypatch.setattr(build, "CHUNK", 64)
-    monkeypatch.setattr(build, "SHARD", 100)
+    monkeypatch.setattr(build, "SHARD", 80)
     return chosen
 
 
@@ -106,6 +106,16 @@ def test_people_and_tones_are_weighted_down(fake_art, tmp_path):
     assert weight["objects", "blob"] == 0.5 * weight["objects", "noto"]
 
 
+def test_nothing_is_written_before_the_art_is_there(tmp_path, monkeypatch):
+    def offline(sources, cache):
+        raise UserError("npm is needed")
+
+    monkeypatch.setattr(build, "list_artworks", offline)
+    with pytest.raises(UserError, match="npm"):
+        build_emoji(tmp_path / "a", progress=False)
+    assert not (tmp_path / "a").exists()
+
+
 def test_source_names_are_checked_and_share_alike_is_off_by_default():
     assert [source.style for source in choose_sources(["3d", "noto"])] == ["noto", "3D"]
     assert not any(source.share_alike for source in choose_sources(None))
@@ -153,7 +163,7 @@ def test_fetch_says_what_went_wrong_and_leaves_nothing(tmp_path, monkeypatch, bo
 
 def test_missing_npm_names_the_remedy(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(UserError, match="npm is needed to fetch @scope/art@1.2.3.*install Node.js"):
+    with pytest.raises(UserError, match=r"npm is needed to fetch @scope/art@1\.2\.3.*install Node\.js"):
         fetch(PACKAGE, tmp_path / "cache")
 
 

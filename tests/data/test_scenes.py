@@ -42,7 +42,7 @@ def test_training_never_shows_a_held_out_combination_and_testing_always_does(rea
 
 
 def test_every_part_of_a_held_out_combination_is_seen_in_training(real):
-    train, _ = layouts(ComposedScenes(real, seed=0, length=400, split="train", size=16), 400)
+    train, _ = layouts(ComposedScenes(real, seed=0, length=400, split="train", size=8), 400)
     test, _ = layouts(ComposedScenes(real, seed=0, length=30, split="test", size=16), 30)
     seen = {thing.subject for layout in train for thing in layout.objects}
     colours = {thing.colour for layout in train for thing in layout.objects}

@@ -34,20 +34,21 @@ class PictureIndex:
     def draw(self, n: int, rng: np.random.Generator, same_subject: float, same_kind: float) -> np.ndarray:
         """Draw n different rows: shares of them in groups of one concept (2-3) and of one kind and style (4)."""
         rows: dict[int, None] = {}  # an ordered set
-        for share, neighbours, group in (
-            (same_subject, (self._same_concept, self.concept), 3),
-            (same_subject + same_kind, (self._same_kind, self.kind), 4),
+        for share, by, label, group in (
+            (same_subject, self._same_concept, self.concept, 3),
+            (same_subject + same_kind, self._same_kind, self.kind, 4),
         ):
-            by, label = neighbours
-            while len(rows) < round(n * share):
+            for _ in range(n):  # a small set may have too few rows for its share
+                if len(rows) >= round(n * share):
+                    break
                 anchor = self._weighted(rng)
                 mates = by[label[anchor]]
                 picked = rng.choice(mates, min(len(mates), group), replace=False)
                 rows.update(dict.fromkeys([anchor, *picked.tolist()][:group]))
-        attempts = 0
-        while len(rows) < n and attempts < 20 * n:
+        for _ in range(20 * n):
+            if len(rows) >= n:
+                break
             rows[self._weighted(rng)] = None
-            attempts += 1
         chosen = np.array(list(rows)[:n])
         # A data set smaller than the batch repeats itself.
         return chosen if len(chosen) == n else np.resize(chosen, n)

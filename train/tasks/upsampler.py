@@ -1,8 +1,8 @@
 """Upsamplers p(x_high | x_low), unconditional, trained on crops (unCLIP §2.1, appendix C).
 
-The low-resolution picture is the area mean of the high one, then blurred and noised: as at sampling time it is not the
-true one but what the stage before made. `noise_level` is an upper bound that the network is told: the blur and the noise
-are drawn between nothing and that level, so a picture that is cleaner than its level says is no surprise either.
+The low-resolution picture is the area mean of the high one, then blurred and noised: as at sampling time it is not
+the true one but what the stage before made. `noise_level` is an upper bound that the network is told: the blur and
+the noise are drawn between nothing and that level, so a picture cleaner than its level says is no surprise either.
 """
 
 from __future__ import annotations

@@ -250,9 +250,9 @@ class FrozenCLIP(ModelMixin, ConfigMixin):
         return self
 
 
-def text_features(model: nn.Module, ids: Tensor) -> tuple[Tensor, Tensor]:
+def text_features(model: Any, ids: Tensor) -> tuple[Tensor, Tensor]:
     """Run an open_clip text tower on token ids [B,L] -> projected features [B,D] (not normalised), states [B,L,C]."""
-    text = getattr(model, "text", None)
+    text: Any = getattr(model, "text", None)
     if hasattr(text, "pooler"):  # a transformers tower
         mask = (ids != text.config.pad_token_id).long()
         out = text.transformer(input_ids=ids, attention_mask=mask)

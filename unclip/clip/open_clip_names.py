@@ -56,7 +56,7 @@ def load_open_clip(name: str | dict[str, Any], pretrained: str | None = None) ->
     )
 
 
-def _inline_text_config(text_cfg: dict[str, Any], module: nn.Module) -> None:
+def _inline_text_config(text_cfg: dict[str, Any], module: Any) -> None:
     """Put a transformers tower's configuration itself in the place of its hub name."""
     if text_cfg.pop("hf_model_name", None):
         text_cfg.pop("hf_model_pretrained", None)

@@ -116,7 +116,7 @@ class BytePairTokenizer:
 
 def train_word_pieces(texts: Iterable[str], vocab_size: int = 8192) -> Tokenizer:
     """Learn a WordPiece vocabulary (BERT's layout: [CLS] text [SEP], id 0 = [PAD]) from captions; no network."""
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))  # type: ignore[call-arg]
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]

@@ -84,7 +84,7 @@ def build_emoji(
         "limit": limit,
         "sources": [_version(source.style) for source in chosen],
     }
-    finished = _open_build(out, plan)
+    finished = _find_finished(out, plan)
     if finished is not None:
         return finished
 
@@ -93,14 +93,20 @@ def build_emoji(
     if limit is not None:
         artworks = _stratified(artworks, limit, seed)
     artworks.sort(key=lambda artwork: (stable_hash(f"{seed}|order|{artwork.key}"), artwork.key))
+    with atomic_path(out / ".build" / "state.json") as temporary:
+        temporary.write_text(json.dumps({"plan": plan}))
     failures = _render_chunks(artworks, out / ".build", processes, progress)
     manifest = _write_shards(artworks, failures, out, plan, seed, progress)
     shutil.rmtree(out / ".build")
     return manifest
 
 
-def _open_build(out: Path, plan: dict[str, Any]) -> dict[str, Any] | None:
-    """The manifest of a finished build of this plan; None with `.build/state.json` written if there is work to do."""
+def _find_finished(out: Path, plan: dict[str, Any]) -> dict[str, Any] | None:
+    """The manifest of a finished build of this plan; None if there is work to do.
+
+    Raises:
+        UserError: the folder holds a build, finished or not, of another plan.
+    """
     manifest, state = out / "manifest.json", out / ".build" / "state.json"
     for path in (manifest, state):
         if not path.is_file():
@@ -114,8 +120,6 @@ def _open_build(out: Path, plan: dict[str, Any]) -> dict[str, Any] | None:
             )
         if path == manifest:
             return found
-    with atomic_path(state) as temporary:
-        temporary.write_text(json.dumps({"plan": plan}))
     return None
 
 
@@ -212,6 +216,10 @@ def _write_shards(
 ) -> dict[str, Any]:
     """Decide splits and duplicates on all rendered pictures, then write shards, attribution and manifest."""
     drawn = [artwork for artwork in artworks if artwork.key not in failures]
+    if not drawn:
+        raise UserError(
+            f"none of {len(artworks)} pictures can be drawn ({next(iter(failures.values()))}); choose others"
+        )
     coarse = np.stack(
         [
             np.frombuffer(files["coarse"], np.uint8)
@@ -222,7 +230,6 @@ def _write_shards(
     picks = [Pick(artwork.concept, artwork.source.family) for artwork in drawn]
     splits = assign_splits(picks)
     dropped = _leave_out(drawn, coarse, picks, splits)
-    # What stays is counted by key, since a chunk is read once and in order.
     kept = {
         artwork.key: _record(artwork, split, seed)
         for i, (artwork, split) in enumerate(zip(drawn, splits, strict=True))
@@ -233,9 +240,8 @@ def _write_shards(
     batch: list[tuple[str, Sample]] = []
     shards = 0
     for key, files in track(samples, "shards", total=len(kept), show=progress):
-        record = kept[key] | {
-            "crc32": zlib.crc32(files["webp"])
-        }  # so that a damaged picture shows when loaded
+        # The checksum makes a damaged picture show as soon as it is loaded.
+        record = kept[key] | {"crc32": zlib.crc32(files["webp"])}
         sample = {"json": to_json(record), "webp": files["webp"]}
         if svgs[key] is not None:
             sample["svg"] = svgs[key].encode()  # type: ignore[union-attr]
