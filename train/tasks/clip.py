@@ -96,7 +96,10 @@ class Gallery(NamedTuple):
 
 
 class ClipTask(Task):
-    """Contrastive training of text and image towers; saves a FrozenCLIP folder with its embedding statistics."""
+    """Contrastive training of text and image towers; saves a FrozenCLIP folder with its embedding statistics.
+
+    Pairs are set against their own part of the batch: `accumulation` saves memory, but gives each pair fewer rivals.
+    """
 
     name: ClassVar[str] = "clip"
     Options = ClipOptions

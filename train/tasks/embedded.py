@@ -25,22 +25,20 @@ RANDOM_CLIP: dict[str, Any] = {
 
 
 class Sampling:
-    """Draws sample indices by weight from those that are not held out.
+    """Draws sample indices by weight from those that are not held out; samples of weight 0 do not exist for it.
 
     `held_out` samples are set aside at random (the same ones for the same seed) to validate with.
     """
 
     def __init__(self, weights: np.ndarray, config: TrainConfig, held_out: int) -> None:
-        count = len(weights) if config.limit is None else min(config.limit, len(weights))
-        if count <= held_out:
+        candidates = np.flatnonzero(weights[: config.limit] > 0)
+        if len(candidates) <= held_out:
             raise UserError(
-                f"held_out={held_out} of {count} samples leaves none to train on: lower task.held_out"
+                f"held_out={held_out} of {len(candidates)} samples leaves none to train on: lower task.held_out"
             )
-        order = np.random.default_rng(config.seed).permutation(count)
+        order = np.random.default_rng(config.seed).permutation(candidates)
         self.held_out, self.trained = np.sort(order[:held_out]), np.sort(order[held_out:])
         chances = weights[self.trained]
-        if not chances.sum() > 0:
-            raise UserError("all samples have weight 0: rebuild the data")
         self._cumulative = np.cumsum(chances) / chances.sum()
 
     def draw(self, n: int, rng: np.random.Generator) -> np.ndarray:
@@ -132,10 +130,8 @@ def load_cache(config: TrainConfig, pictures: CaptionedImages) -> EmbeddingCache
         UserError: neither a cache nor a CLIP to make one with, or a cache of other data or another CLIP.
     """
     if config.cache is not None and Path(config.cache).exists():
-        cache = EmbeddingCache.load(config.cache)
-        if config.clip is not None:
-            cache.check(load_clip(config.clip), pictures)
-        return cache
+        # With the CLIP named, a cache of another one or of other data is refused.
+        return EmbeddingCache.load(config.cache, None if config.clip is None else load_clip(config.clip), pictures)
     if config.clip is None:
         where = f"no cache at {config.cache}" if config.cache else "no embeddings"
         raise UserError(f"{where}: give cache=DIR with embeddings of the data, or clip=DIR to make them")

@@ -68,10 +68,10 @@ class UpsamplerTask(Task):
             )
         self.pictures = load_pictures(config)
         count = min(config.limit or len(self.pictures), len(self.pictures))
-        self.usable = np.array([self.can_crop(i) for i in range(count)], dtype=bool)
-        if not self.usable.any():
+        usable = np.array([self.can_crop(i) for i in range(count)], dtype=bool)
+        if not usable.any():
             raise UserError(f"no picture of {config.data} serves {self.name}: build data with more sources")
-        weights = np.where(self.usable, self.pictures.weights[:count], 0.0)
+        weights = np.where(usable, self.pictures.weights[:count], 0.0)
         self.sampling = Sampling(weights, config, self.options.held_out)
         # Small copies tell where in a picture there is something to see.
         self.thumbnails = load_thumbnails(self.pictures, 64, config.limit)
@@ -198,8 +198,6 @@ class UpsamplerTask(Task):
         rng = np.random.default_rng(0)
         crops = []
         for index in self.sampling.held_out:
-            if not self.usable[index]:
-                continue
             place = self._place(index, rng)
             try:
                 crops += self.crops(int(index), [place])
