@@ -8,6 +8,7 @@ import warnings
 
 import numpy as np
 import pytest
+import webdataset
 from PIL import Image
 
 from unclip.data import CaptionedImages, render_svg
@@ -32,6 +33,13 @@ def test_fixture_is_a_few_hundred_licensed_samples(fixture_path):
     for record in ds.records:
         styles.setdefault(record["subject"], set()).add(record["style"])
     assert sum(len(found) >= 5 for found in styles.values()) >= 10
+
+
+def test_webdataset_reads_the_same_samples(fixture_path):
+    ds = CaptionedImages(fixture_path, split=None)
+    streamed = list(webdataset.WebDataset(str(fixture_path), shardshuffle=False).decode("rgb8"))
+    assert [sample["json"] for sample in streamed] == ds.records
+    assert streamed[0]["webp"].dtype == np.uint8
 
 
 def test_pictures_have_any_size_and_weights_sum_to_one(real):

@@ -79,7 +79,7 @@ def _drawing(subject: str, concept: str, style: str) -> np.ndarray:
 
 
 def pixel_features(pictures: Tensor) -> Tensor:
-    """A feature network that looks at the coarse pixels: float [B,3,224,224] -> [B,768]."""
+    """A feature network that looks at the coarse pixels: float [B,3,160,160] -> [B,768]."""
     return F.avg_pool2d(pictures, 14).flatten(1)
 
 

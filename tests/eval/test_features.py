@@ -28,7 +28,7 @@ def test_pictures_of_any_size_are_standardised_and_batched() -> None:
     net = FeatureNet("Mean", network, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
     pictures = [np.full((size, size, 3), 255, np.uint8) for size in (64, 224, 256)]
     features = net(iter(pictures), 3, batch_size=2, progress=False)
-    assert seen == [(2, 3, 224, 224), (1, 3, 224, 224)]
+    assert seen == [(2, 3, 160, 160), (1, 3, 160, 160)]
     assert_close(features, torch.full((3, 3), 2.0))
 
 

@@ -130,8 +130,8 @@ def load_cache(config: TrainConfig, pictures: CaptionedImages) -> EmbeddingCache
         UserError: neither a cache nor a CLIP to make one with, or a cache of other data or another CLIP.
     """
     if config.cache is not None and Path(config.cache).exists():
-        # With the CLIP named, a cache of another one or of other data is refused.
-        return EmbeddingCache.load(config.cache, None if config.clip is None else load_clip(config.clip), pictures)
+        checked_with = None if config.clip is None else load_clip(config.clip)
+        return EmbeddingCache.load(config.cache, checked_with, pictures)
     if config.clip is None:
         where = f"no cache at {config.cache}" if config.cache else "no embeddings"
         raise UserError(f"{where}: give cache=DIR with embeddings of the data, or clip=DIR to make them")

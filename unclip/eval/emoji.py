@@ -31,7 +31,7 @@ from unclip.eval.bootstrap import bootstrap
 from unclip.eval.cache import cached
 from unclip.eval.choice import Asked, Pictures, choose, choose_stratified, draw_caption
 from unclip.eval.drawing import Generate, draw_pictures
-from unclip.eval.features import FeatureNet
+from unclip.eval.features import INPUT_SIZE, FeatureNet
 from unclip.eval.frechet import fit_gaussian, frechet_distance
 from unclip.eval.grids import Cell, save_grid
 from unclip.eval.judge import Judge
@@ -209,7 +209,7 @@ def generated_part(
     )
     gallery = cached(
         cache / f"eval-{net.name.lower()}.safetensors",
-        f"{net.name} {data.fingerprint()} {JUDGED_AT}",
+        f"{net.name} {INPUT_SIZE} {data.fingerprint()} {JUDGED_AT}",
         lambda: net(_each_real(data, range(len(data)), JUDGED_AT), len(data), progress=options.progress),
     )
     made = net(pictures, len(asked), progress=options.progress)
