@@ -52,6 +52,8 @@ def assemble(
     folder = Path(out)
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / INDEX).is_file()):
         raise UserError(f"{folder} holds something that is no pipeline: choose another output folder")
+    if upsampler_1024 is not None and upsampler_256 is None:
+        raise UserError("upsampler_1024 enlarges what upsampler_256 makes: give that one too")
     parts: dict[str, Any] = {
         "clip": _load(FrozenCLIP, clip),
         "prior": _load(DiffusionPrior, prior),
@@ -99,7 +101,19 @@ def _load(kind: Any, run: str | Path) -> Any:
     folder = Path(run)
     folder = folder / "model" if (folder / "model").is_dir() else folder
     check_network_folder(folder, kind.__name__)
-    return kind.from_pretrained(folder).float()
+    try:
+        return kind.from_pretrained(folder).float()
+    except UserError:
+        raise
+    except (
+        OSError,
+        ValueError,
+        RuntimeError,
+        TypeError,
+        KeyError,
+    ) as error:  # of diffusers, for a bad network
+        reason = " ".join(str(error).split())
+        raise UserError(f"cannot load the {kind.__name__} in {folder}: {reason:.300}") from error
 
 
 def _check_fit(clip: FrozenCLIP, prior: DiffusionPrior, decoder: Decoder) -> None:

@@ -48,7 +48,7 @@ class Settings:
             if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
                 raise UserError(f"{name} must be a number, got {value!r}")
             if name.startswith("num_") or name.endswith("_steps"):
-                if value != int(value) or value < 1:
+                if not isinstance(value, int) or value < 1:
                     raise UserError(f"{name} must be a whole number of at least 1, got {value!r}")
             elif name.endswith("_scale"):
                 if value < 0:

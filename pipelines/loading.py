@@ -12,6 +12,7 @@ from unclip.errors import UserError
 
 EMBEDDED = Path(unclip.__file__).parent / "weights" / "emoji"
 INDEX = "model_index.json"
+REQUIRED = ("clip", "prior", "decoder")
 REMEDY = "copy, download or train the model again"
 SAFETENSORS_HEADER_LIMIT = 100_000_000  # bytes, as in the safetensors library
 
@@ -38,6 +39,23 @@ def locate(model: str | Path | None) -> str:
     return name
 
 
+def choose_device(name: str | None) -> str:
+    """A device by name, or the best there is.
+
+    Raises:
+        UserError: there is no such device here.
+    """
+    import torch
+
+    if name is None:
+        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(f"no device {name!r} here: leave out --device, or give cpu") from error
+    return name
+
+
 def components(folder: Path) -> dict[str, str]:
     """Component -> class name of a pipeline folder, without those that are absent.
 
@@ -47,7 +65,7 @@ def components(folder: Path) -> dict[str, str]:
     return {
         name: value[1]
         for name, value in read_index(folder).items()
-        if isinstance(value, list) and not name.startswith("_") and value[1] is not None
+        if isinstance(value, list) and len(value) == 2 and not name.startswith("_") and value[1] is not None
     }
 
 
@@ -80,7 +98,13 @@ def check_pipeline_folder(folder: Path) -> None:
     Raises:
         UserError: naming the first file that is missing or cut off.
     """
-    for name, kind in components(folder).items():
+    parts = components(folder)
+    if missing := [name for name in REQUIRED if name not in parts]:
+        kind = read_index(folder).get("_class_name", "pipeline of no class")
+        raise UserError(
+            f"{folder} holds a {kind} without {', '.join(missing)}: name the folder of an unCLIP model"
+        )
+    for name, kind in parts.items():
         if "Scheduler" in kind:
             _check_there(folder / name / "scheduler_config.json")
         else:

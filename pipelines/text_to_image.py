@@ -169,6 +169,8 @@ class UnCLIPTextToImagePipeline(DiffusionPipeline):
             OSError,
             ValueError,
             RuntimeError,
+            TypeError,
+            KeyError,
             SafetensorError,
         ) as error:  # what diffusers and the hub raise for a bad model
             reason = " ".join(str(error).split())

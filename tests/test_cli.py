@@ -126,6 +126,7 @@ MISTAKES = {
     "no prompts file": (["generate", "--prompts-file", "nowhere.txt"], "cannot read the prompts in nowhere.txt"),
     "size": (["generate", "a", "--size", "100"], "size 100 is not offered: this model makes 16, 64, 256"),
     "steps": (["generate", "a", "--steps", "0"], "decoder_num_inference_steps must be"),
+    "too many steps": (["generate", "a", "--prior-steps", "5000"], "DDPMScheduler cannot take 5000 steps"),
     "noise level": (["generate", "a", "--noise-level", "2"], "noise_level must lie between"),
     "dtype": (["generate", "a", "--dtype", "int8"], "unknown dtype 'int8': choose one of float32"),
     "device": (["generate", "a", "--device", "abacus"], "no device 'abacus' here"),
@@ -167,6 +168,8 @@ def test_missing_and_truncated_models(
 
 
 def test_wrong_options(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("generate", "a", "--seed", "99999999999999999999") == 2
+    assert "--seed" in capsys.readouterr().err
     assert call("generate", "a", "--colour", "red") == 2
     assert "--colour" in capsys.readouterr().err
     assert call("nothing") == 2

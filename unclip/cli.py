@@ -47,7 +47,8 @@ Progress = Annotated[bool, typer.Option("--progress/--no-progress", help="Show p
 Output = Annotated[Path, typer.Option("--output", "--out", "-o", help="Folder to write into.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 Seed = Annotated[
-    Whole, typer.Option(min=0, help="Of a prompt's first picture, the next has seed + 1; else random.")
+    Whole,
+    typer.Option(min=0, max=2**62, help="Of a prompt's first picture, the next has seed + 1; else random."),
 ]
 GuidanceScale = Annotated[Number, typer.Option(min=0, help="1 = no guidance.")]
 
@@ -253,22 +254,15 @@ def load_pipeline(
         UserError: no such model, dtype or device.
     """
     wanted = torch_dtype(dtype)
-    import torch
     from diffusers.utils import logging
 
     from unclip.pipelines import UnCLIPTextToImagePipeline
+    from unclip.pipelines.loading import choose_device
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()  # of loading; the stages have their own
-    if device is None:
-        device = (
-            "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-        )
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UserError(f"no device {device!r} here: leave out --device, or give cpu") from error
-    pipe = UnCLIPTextToImagePipeline.from_pretrained(model).to(device, wanted)
+    place = choose_device(device)
+    pipe = UnCLIPTextToImagePipeline.from_pretrained(model).to(place, wanted)
     pipe.set_progress_bar_config(disable=None if progress else True, leave=False)  # None: not into a file
     return pipe
 

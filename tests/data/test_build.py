@@ -85,6 +85,12 @@ def test_a_finished_build_is_returned_and_never_overwritten(fake_art, tmp_path, 
         build_emoji(tmp_path / "a", limit=10, processes=1, progress=False)
 
 
+def test_a_damaged_manifest_is_named(fake_art, tmp_path):
+    (tmp_path / "manifest.json").write_text("{")
+    with pytest.raises(UserError, match=r"manifest.json is damaged .* build again"):
+        build_emoji(tmp_path, progress=False)
+
+
 def test_limit_takes_subjects_in_several_styles(fake_art, tmp_path):
     manifest = build_emoji(tmp_path / "a", limit=40, processes=1, progress=False)
     ds = CaptionedImages(tmp_path / "a", split=None)

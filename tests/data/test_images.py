@@ -11,7 +11,7 @@ import pytest
 import webdataset
 from PIL import Image
 
-from unclip.data import CaptionedImages, render_svg
+from unclip.data import CaptionedImages, ComposedScenes, render_svg
 from unclip.data.images import on_background
 from unclip.data.render import resize_rgba
 from unclip.data.shards import read_tar, scan_tar, write_tar
@@ -87,6 +87,36 @@ def test_svg_crop_is_the_part_of_the_whole(real):
         render_svg("<svg></svg>", 16)
 
 
+# What a user's own picture needs at least.
+OWN = {
+    "key": "x", "subject": "a boat", "style": "photo", "captions": {"plain": "a boat"}, "split": "train", "weight": 1
+}  # fmt: skip
+
+
+def test_own_pictures_need_no_more_than_a_caption(fixture_path, tmp_path):
+    rewrite(fixture_path, tmp_path / "a.tar", lambda files: files.update(json=json.dumps(OWN).encode()))
+    ds = CaptionedImages(tmp_path / "a.tar", split=None)
+    assert (len(ds), ds.skipped) == (20, 0)
+    own = next(record for record in ds.records if record["key"] == "x")
+    assert (own["concept"], own["group"]) == ("a boat", "")
+    with pytest.raises(UserError, match=r"train without scenes \(task.scenes=0\)"):
+        ComposedScenes(CaptionedImages(only(own, fixture_path, tmp_path / "b.tar")), seed=0, length=1)
+
+
+def only(record, fixture_path, target):
+    """A shard of one picture, described by `record`."""
+    files = next(read_tar(fixture_path))[1]
+    write_tar(target, [("x", {"json": json.dumps(record).encode(), "webp": files["webp"]})])
+    return target
+
+
+@pytest.mark.parametrize("key", ["my.boat", "boats/mine", "", "b" * 200])
+def test_keys_that_a_shard_cannot_hold_are_refused(tmp_path, key):
+    with pytest.raises(UserError, match="without dots and slashes"):
+        write_tar(tmp_path / "a.tar", [(key, {"json": b"{}"})])
+    assert not list(tmp_path.iterdir())
+
+
 def rewrite(fixture_path, target, change, count=20):
     """The first samples of the fixture with one changed."""
     samples = list(read_tar(fixture_path))[:count]
@@ -103,6 +133,9 @@ def rewrite(fixture_path, target, change, count=20):
         lambda files: files.update(json=b"[]"),
         lambda files: files.pop("webp"),
         lambda files: files.update(json=json.dumps({"key": "x"}).encode()),
+        lambda files: files.update(json=json.dumps(OWN | {"captions": ["a boat"]}).encode()),
+        lambda files: files.update(json=json.dumps(OWN | {"weight": "much"}).encode()),
+        lambda files: files.update(json=json.dumps(OWN).encode(), webp=b"no picture"),
     ],
 )
 def test_a_damaged_sample_is_skipped_and_counted(fixture_path, tmp_path, change):
@@ -159,3 +192,13 @@ def test_mistakes_are_named(tmp_path, fixture_path):
     (tmp_path / "manifest.json").write_text('{"shards": ["a.tar", "b.tar"]}')
     with pytest.raises(UserError, match=r"lacks b.tar"):
         CaptionedImages(tmp_path)
+    (tmp_path / "manifest.json").write_text('{"shards"')
+    with pytest.raises(UserError, match=r"manifest.json is damaged"):
+        CaptionedImages(tmp_path)
+
+
+def test_what_a_killed_build_left_is_not_read(fixture_path, tmp_path):
+    (tmp_path / "shards").mkdir()
+    shutil.copy(fixture_path, tmp_path / "shards" / "a.tar")
+    shutil.copy(fixture_path, tmp_path / "shards" / ".a-x1.tar")
+    assert len(CaptionedImages(tmp_path)) == len(CaptionedImages(fixture_path))

@@ -233,6 +233,7 @@ def test_half_precision_starts_are_denoised_in_float32(denoiser: Denoiser, x_T: 
         (diffusers.DDIMScheduler(), {"start": 4, "end": 9}, "not among the 5"),
         (diffusers.DDIMScheduler(), {"start": 4, "end": 3}, "not among the 5"),
         (diffusers.DDIMScheduler(), {"num_inference_steps": 0}, "at least 1"),
+        (diffusers.DDPMScheduler(), {"num_inference_steps": 1001}, "DDPMScheduler cannot take 1001 steps"),
         (diffusers.DDPMScheduler(), {"generator": seeds(2)}, "2 generators for 3 samples"),
         (diffusers.DDPMScheduler(variance_type="learned_range"), {}, "learned no variance"),
         (diffusers.EDMEulerScheduler(), {}, "unknown scheduler EDMEulerScheduler"),

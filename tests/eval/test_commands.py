@@ -75,6 +75,7 @@ def test_emoji_on_the_fixture(tiny_model: Path, tmp_path: Path) -> None:
         (["--judge", "inception"], "expected one of: mobilenet_v2"),
         (["--prompts", "-1"], "prompts must not be negative"),
         (["--decoder-steps", "0"], "decoder_num_inference_steps"),
+        (["--device", "abacus"], "no device 'abacus' here"),
     ],
 )
 def test_mistakes_are_found_before_the_work(
@@ -125,6 +126,10 @@ def test_runs_are_read_in_the_order_of_the_cascade(tmp_path: Path) -> None:
     assert run.last("validation/") == {"validation/cosine": 0.6}
     with pytest.raises(UserError, match="no training runs under"):
         find_runs(tmp_path / "nothing")
+    for damaged in ("steps: [", "- a list", "steps: 3"):
+        (tmp_path / "runs" / "b" / "config.yaml").write_text(damaged)
+        with pytest.raises(UserError, match=r"b/config.yaml is no training configuration"):
+            find_runs(tmp_path / "runs")
 
 
 def test_the_command_says_what_differs_from_the_preset() -> None:
@@ -152,7 +157,10 @@ def test_card(
     options = Options(prompts=8, size=64, queries=5, prior_queries=5, grid=1, progress=False)
     report = evaluate(drawn, perfect_model, pixel_net, out, out, options)
     runs = [
-        Run("first", {"stage": "prior", "batch_size": 16}, ({"step": 10, "loss": 0.5},), "unclip train prior")
+        Run("clip", {"stage": "clip", "batch_size": 16, "task": {"image_tower": "efficientnet"}}, ()),
+        Run(
+            "first", {"stage": "prior", "batch_size": 16}, ({"step": 10, "loss": 0.5},), "unclip train prior"
+        ),
     ]
     facts = Facts(
         report=report,
@@ -172,11 +180,28 @@ def test_card(
         "| prior | first | 10 | 160 |",
         "Generated pictures, judged by Pixels",
         "![Samples: seen](samples-train.webp)",
+        "Of CLIP, the image tower from EfficientNet-lite0, which saw ImageNet's photographs.",
         "- Slow.",
     ):
         assert expected in text
     assert text == card_text(facts, tiny_model, [(s, f"samples-{s}.webp") for s in report["grids"]])
     assert (tiny_model / "samples-unseen.webp").is_file()
+
+
+@pytest.mark.parametrize(
+    ("option", "message"), [("--model", "no model folder at"), ("--notes", "cannot read the notes in")]
+)
+def test_a_card_needs_what_it_names(option: str, message: str, tiny_model: Path, tmp_path: Path) -> None:
+    a_run(tmp_path, "a", "decoder")
+    report = tmp_path / "report.json"
+    report.write_text('{"settings": {}, "data": {}, "retrieval": {}, "prior": {}}')
+    given = {"--runs": tmp_path / "runs", "--report": report, "--data": FIXTURE, "--model": tiny_model}
+    given[option] = tmp_path / "nowhere"
+    arguments = [str(each) for pair in given.items() for each in pair]
+    result = CliRunner().invoke(app, ["card", *arguments])
+    assert isinstance(result.exception, UserError)
+    assert message in str(result.exception)
+    assert not (tmp_path / "nowhere").exists()
 
 
 def test_a_report_that_is_none(tmp_path: Path) -> None:

@@ -84,10 +84,20 @@ def test_wrong_parts(runs: dict[str, Path], tmp_path: Path, recwarn: pytest.Warn
         UserError, match="decoder was trained on another CLIP: its embed_dim is 8, CLIP's is 12"
     ):
         assemble(**{**parts, "decoder": tmp_path / "small"}, out=out)
+    with pytest.raises(UserError, match="give that one too"):
+        assemble(**parts, out=out, upsampler_1024=runs["upsampler_1024"])
+    damaged = shutil.copytree(runs["decoder"] / "model", tmp_path / "damaged")
+    (damaged / "config.json").write_text(
+        (damaged / "config.json").read_text().replace('"width": 16', '"width": 32')
+    )
+    with pytest.raises(UserError, match="cannot load the Decoder"):
+        assemble(**{**parts, "decoder": damaged}, out=out)
     with pytest.raises(UserError, match="unknown setting 'steps'"):
         assemble(**parts, out=out, defaults={"steps": 3})
     with pytest.raises(UserError, match="must be a whole number"):
         assemble(**parts, out=out, defaults={"decoder_num_inference_steps": 0})
+    with pytest.raises(UserError, match="must be a whole number"):
+        assemble(**parts, out=out, defaults={"decoder_num_inference_steps": 3.0})
     assert not out.exists()
     with pytest.raises(UserError, match="holds something that is no pipeline"):
         assemble(**parts, out=tmp_path)

@@ -77,6 +77,8 @@ DAMAGE = {
     "index damaged": (lambda m: _truncate(m / "model_index.json", 40), "model_index.json is damaged"),
     "config damaged": (lambda m: _truncate(m / "decoder" / "config.json", 20), "config.json is damaged"),
     "another network": (lambda m: _swap(m / "prior", m / "decoder"), "expected a DiffusionPrior .* found a Decoder"),
+    "index of another pipeline": (lambda m: _configure_index(m, clip=[None, None]), "without clip: name the folder"),
+    "config of nothing": (lambda m: (m / "prior" / "config.json").write_text("{}"), "cannot load the model"),
     "another shape": (lambda m: _configure(m / "decoder", width=32), "cannot load the model"),
 }  # fmt: skip
 
@@ -89,6 +91,11 @@ def _swap(one: Path, other: Path) -> None:
 def _configure(folder: Path, **changes: object) -> None:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, **changes}))
+
+
+def _configure_index(model: Path, **changes: object) -> None:
+    index = json.loads((model / "model_index.json").read_text())
+    (model / "model_index.json").write_text(json.dumps({**index, **changes}))
 
 
 @pytest.mark.parametrize("damage", DAMAGE)

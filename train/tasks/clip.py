@@ -3,6 +3,9 @@
 Batches are built to teach: the same subject in several styles (so that style must be seen), many subjects of one
 kind in one style (so that the subject must be seen), and composed scenes (so that relations must be read). A caption
 may then be true of several pictures of its batch; those pairs are left out of the denominator.
+
+Captions say what a picture shows, hardly where; a decoder has to know both. So the first dimensions of an embedding are
+also asked for the picture's layout: its principal components at 16 px.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
@@ -42,6 +46,7 @@ from .embedded import load_pictures
 
 LABELS = ("caption", "concept", "style", "names_style")  # what `same_meaning` asks for
 HELD_OUT = ("style", "tone", "attribute", "unseen")
+LAYOUT_SIZE = 16  # pixels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +80,8 @@ class ClipOptions:
     scenes: float = 0.12
     scene_pool: int = 2000
     coloured_background: float = 0.2
+    layout_weight: float = 1.0  # of 1 - cosine of the layout code and the first dimensions of the embedding
+    layout_dims: int = 64
     gallery: int = 1000  # pictures per held-out split in validation
 
     def __post_init__(self) -> None:
@@ -207,7 +214,30 @@ class ClipTask(Task):
         nearest = (text_features @ image_features.T).detach().argmax(1)
         own = same_meaning(*(batch[k] for k in LABELS))
         accuracy = own.gather(1, nearest[:, None]).float().mean()
-        return {"loss": loss, "batch_top1": accuracy, "scale": scale.detach()}
+        layout = self._layout_loss(image_features, batch["images"])
+        parts = {"contrastive": loss.detach(), "layout": layout.detach(), "batch_top1": accuracy}
+        return {"loss": loss + self.options.layout_weight * layout, **parts, "scale": scale.detach()}
+
+    def _layout_loss(self, image_features: Tensor, images: Tensor) -> Tensor:
+        """1 - cosine of the first dimensions of the embeddings [n,D] and the layout codes of uint8 [n,3,S,S]."""
+        mean, basis = (part.to(image_features) for part in self._layout)
+        codes = (layout_pixels(images.to(image_features.device)) - mean) @ basis
+        return 1 - F.cosine_similarity(image_features[:, : basis.shape[1]], codes).mean()
+
+    @cached_property
+    def _layout(self) -> tuple[Tensor, Tensor]:
+        """Mean [P] and principal directions [P,K] of the training pictures at 16 px, P = 3 * 16 * 16.
+
+        Each direction is divided by the root of its deviation, so that the few strong ones do not drown the others.
+        """
+        parts = np.array_split(self._thumbnails, -(-len(self._thumbnails) // 1024))
+        pixels = torch.cat(
+            [layout_pixels(torch.from_numpy(on_background(part)).permute(0, 3, 1, 2)) for part in parts]
+        ).double()
+        variances, directions = torch.linalg.eigh(torch.cov(pixels.T))
+        strongest = slice(-self.options.layout_dims, None)
+        basis = directions[:, strongest] / variances[strongest].clamp(min=1e-6) ** 0.25
+        return pixels.mean(0).float(), basis.float()
 
     # ---- validation and saving ----------------------------------------------------------------------------------
 
@@ -282,6 +312,11 @@ class ClipTask(Task):
             "concepts": len(self.index.concepts),
             "styles": len(self.index.styles),
         }
+
+
+def layout_pixels(images: Tensor) -> Tensor:
+    """uint8 [n,3,S,S] -> the picture at 16 px in [-1,1], float [n,3*16*16]."""
+    return F.adaptive_avg_pool2d(images.float() / 127.5 - 1, LAYOUT_SIZE).flatten(1)
 
 
 def to_unit_range(images: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import shutil
+import signal
 import zlib
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
@@ -111,7 +112,10 @@ def _find_finished(out: Path, plan: dict[str, Any]) -> dict[str, Any] | None:
     for path in (manifest, state):
         if not path.is_file():
             continue
-        found = json.loads(path.read_text())
+        try:
+            found = dict(json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as error:
+            raise UserError(f"{path} is damaged ({error}); delete {out} and build again") from error
         # A plan is compared as JSON has it: lists, no tuples.
         if found.get("plan") != json.loads(json.dumps(plan)):
             raise UserError(
@@ -193,7 +197,8 @@ def _mapper(processes: int) -> Iterator[Any]:
     if processes <= 1:
         yield lambda function, items: [function(item) for item in items]
         return
-    with multiprocessing.Pool(processes) as pool:
+    # Ctrl-C reaches every process: the workers leave it to this one, which ends them.
+    with multiprocessing.Pool(processes, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
         yield partial(pool.map, chunksize=4)
 
 
@@ -239,6 +244,8 @@ def _write_shards(
     samples = ((key, files) for key, files in _read_chunks(out / ".build") if key in kept)
     batch: list[tuple[str, Sample]] = []
     shards = 0
+    for leftover in (out / "shards").glob(".emoji-*.tar"):  # of a build that was killed while it wrote
+        leftover.unlink()
     for key, files in track(samples, "shards", total=len(kept), show=progress):
         # The checksum makes a damaged picture show as soon as it is loaded.
         record = kept[key] | {"crc32": zlib.crc32(files["webp"])}
@@ -339,9 +346,9 @@ def _finish(
         "failures": failures,
     }
     with atomic_path(out / "ATTRIBUTION.md") as temporary:
-        temporary.write_text(attribution(styles))
+        temporary.write_text(attribution(styles), encoding="utf-8")
     with atomic_path(out / "manifest.json") as temporary:
-        temporary.write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
+        temporary.write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return manifest
 
 

@@ -1,6 +1,6 @@
 """What an upsampler learns to undo, on float tensors [B, C, H, W] in [-1, 1].
 
-unCLIP, section 2.3: the first upsampler's condition is blurred with a Gaussian, the second's goes through a more
+unCLIP, section 2.1: the first upsampler's condition is blurred with a Gaussian, the second's goes through a more
 varied chain, BSR (Rombach et al. 2022, after Zhang et al. 2021, "Designing a Practical Degradation Model").
 """
 

@@ -23,7 +23,7 @@ from unclip.data.splits import SPLITS
 from unclip.errors import UserError
 from unclip.files import atomic_path
 
-_FIELDS = ("key", "subject", "style", "captions", "split", "weight")
+_FIELDS = {"key": str, "subject": str, "style": str, "captions": dict, "split": str, "weight": (int, float)}
 
 
 @dataclass(frozen=True)
@@ -159,10 +159,17 @@ def _shards(path: Path) -> list[Path]:
     if path.suffix == ".tar":
         return [path]
     root = _root(path)
-    found = sorted((root / "shards").glob("*.tar"))
+    # A name with a dot in front is what a killed build left of a shard.
+    found = sorted(path for path in (root / "shards").glob("*.tar") if not path.name.startswith("."))
     manifest = root / "manifest.json"
     if manifest.is_file():
-        listed = [root / "shards" / name for name in json.loads(manifest.read_text())["shards"]]
+        try:
+            names = json.loads(manifest.read_text(encoding="utf-8"))["shards"]
+            listed = [root / "shards" / name for name in names]
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{manifest} is damaged ({error!r}); delete it to read all shards, or build again"
+            ) from error
         missing = [shard.name for shard in listed if shard not in found]
         if missing:
             raise UserError(
@@ -181,14 +188,33 @@ def _content(stream: Any, member: Member) -> bytes:
 
 
 def _sound_record(stream: Any, files: dict[str, Member]) -> dict[str, Any] | None:
-    """The JSON of a sample whose picture is as it was written, else None."""
+    """The JSON of a sample whose picture is as it was written, else None.
+
+    What only our own builds know has a default: the concept is the subject, and nothing else is known of it.
+    """
     if "json" not in files or "webp" not in files:
         return None
     try:
         record = json.loads(_content(stream, files["json"]))
     except ValueError:
         return None
-    if not isinstance(record, dict) or any(field not in record for field in _FIELDS):
+    if not isinstance(record, dict) or not _complete(record):
         return None
     picture = _content(stream, files["webp"])
-    return record if zlib.crc32(picture) == record.get("crc32") else None
+    if not (zlib.crc32(picture) == record["crc32"] if "crc32" in record else _is_picture(picture)):
+        return None
+    return {"concept": record["subject"], "group": "", "subgroup": "", "attributes": {}} | record
+
+
+def _complete(record: dict[str, Any]) -> bool:
+    """Whether all that training needs is there, and at least one caption."""
+    typed = all(isinstance(record.get(field), kind) for field, kind in _FIELDS.items())
+    return typed and bool(record["captions"]) and all(isinstance(t, str) for t in record["captions"].values())
+
+
+def _is_picture(content: bytes) -> bool:
+    try:
+        Image.open(io.BytesIO(content)).load()
+    except (OSError, SyntaxError, ValueError):
+        return False
+    return True

@@ -107,7 +107,8 @@ class ComposedScenes:
         self._sprites = {style: found for style, found in sorted(self._sprites.items()) if len(found) >= 3}
         if not self._sprites:
             raise UserError(
-                f"{ds.path} has too few objects to compose scenes; expected 3 or more in one style"
+                f"{ds.path} has too few objects to compose scenes; expected 3 or more emoji of things in one style; "
+                "train without scenes (task.scenes=0)"
             )
         weights = np.array([ds.weights[found].sum() for found in self._sprites.values()])
         self._style_weights = weights / weights.sum()

@@ -16,6 +16,7 @@ from unclip.files import atomic_path
 
 Sample = dict[str, bytes]  # extension -> content
 _BLOCK = tarfile.BLOCKSIZE
+_LONGEST_KEY = 90  # a tar header has room for 100 bytes, extension included
 
 
 @dataclass(frozen=True)
@@ -29,9 +30,18 @@ class Member:
 
 
 def write_tar(path: Path, samples: Iterable[tuple[str, Sample]]) -> None:
-    """Write (key, {extension: bytes}) as webdataset does, whole or not at all, with nothing of time or user in it."""
+    """Write (key, {extension: bytes}) as webdataset does, whole or not at all, with nothing of time or user in it.
+
+    Raises:
+        UserError: a key with a dot or a slash (what follows would be read as the extension), or a long one.
+    """
     with atomic_path(path) as temporary, tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
         for key, files in samples:
+            if not key or "." in key or "/" in key or len(key.encode()) > _LONGEST_KEY:
+                raise UserError(
+                    f"the key {key!r} of a sample must be 1 to {_LONGEST_KEY} bytes without dots and slashes; "
+                    "name it otherwise"
+                )
             for extension in sorted(files):
                 info = tarfile.TarInfo(f"{key}.{extension}")
                 info.size = len(files[extension])

@@ -125,7 +125,13 @@ def prepared(scheduler: Any, num_inference_steps: int, device: torch.device | st
         known = ", ".join(each.__name__ for each in CHAIN + SOLVER + EXPLODING + FLOW)
         raise UserError(f"unknown scheduler {type(scheduler).__name__}: choose one of {known}")
     scheduler = copy.deepcopy(scheduler)
-    scheduler.set_timesteps(num_inference_steps, device=device)
+    try:
+        scheduler.set_timesteps(num_inference_steps, device=device)
+    except ValueError as error:  # more steps than it was made for, or settings that exclude each other
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"{type(scheduler).__name__} cannot take {num_inference_steps} steps: {reason}"
+        ) from error
     return scheduler
 
 

@@ -116,10 +116,20 @@ def find_runs(folder: Path) -> list[Run]:
         UserError: there is none.
     """
     from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
 
     runs = []
     for path in sorted(folder.glob("*/config.yaml")):
-        config: Any = OmegaConf.to_container(OmegaConf.load(path))
+        try:
+            config: Any = OmegaConf.to_container(OmegaConf.load(path))
+            known = {"stage", "preset", "batch_size"} <= set(config)
+        except (YAMLError, OmegaConfBaseException, UnicodeDecodeError, TypeError):
+            known = False
+        if not known:
+            raise UserError(
+                f"{path} is no training configuration: mend it, or move its folder out of {folder}"
+            )
         log = path.with_name("log.jsonl")
         lines = log.read_text(encoding="utf-8").splitlines() if log.is_file() else []
         runs.append(
@@ -253,7 +263,24 @@ def _data(facts: Facts) -> str:
 
 Held out, with their near-duplicates: {held}. The art keeps its licences: the MIT, Apache and CC-BY sources
 ask for the attribution given here, which goes with the weights. Names and tags: emojibase-data and emojilib
-(MIT). No photographs went into the weights{"" if share_alike else ", and no art under share-alike licences"}."""
+(MIT). {_learned_from(facts, share_alike)}"""
+
+
+def _learned_from(facts: Facts, share_alike: bool) -> str:
+    """Whether anything but these pictures went into the weights: CLIP's towers may have started elsewhere."""
+    alone = "Prior, decoder and upsamplers learned from these pictures alone"
+    licence = "" if share_alike else ", none of which is under a share-alike licence"
+    tasks = [run.config.get("task") or {} for run in facts.runs if run.config["stage"] == "clip"]
+    starts = (
+        ("text_tower", "minilm", "the text tower started from MiniLM, which read texts of the web"),
+        (
+            "image_tower",
+            "efficientnet",
+            "the image tower from EfficientNet-lite0, which saw ImageNet's photographs",
+        ),
+    )
+    found = [text for key, name, text in starts if any(task.get(key) == name for task in tasks)]
+    return f"{alone}{licence}." + (f" Of CLIP, {' and '.join(found)}." if found else "")
 
 
 def _training(facts: Facts) -> str:

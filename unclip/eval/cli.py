@@ -82,17 +82,19 @@ def card_command(
     """Write the model card MODEL/README.md and its sample grids from training runs and a report."""
     from unclip.data import CaptionedImages
     from unclip.eval.card import Facts, read_report, write_card
+    from unclip.pipelines.loading import locate
 
     _check_data(data)
+    folder = Path(locate(model))
     facts = Facts(
         report=read_report(report),
         records=CaptionedImages(data, split=None).records,
         runs=_runs(runs),
         hardware=hardware,
         commands=tuple(command or ()),
-        notes=notes.read_text(encoding="utf-8") if notes else "",
+        notes=_read_notes(notes) if notes else "",
     )
-    typer.echo(str(write_card(facts, model or _embedded(), grids=report.parent)))
+    typer.echo(str(write_card(facts, folder, grids=report.parent)))
 
 
 def _evaluate(
@@ -114,10 +116,12 @@ def _evaluate(
     from unclip.eval.tables import report_markdown
     from unclip.files import atomic_path
     from unclip.pipelines import UnCLIPTextToImagePipeline
+    from unclip.pipelines.loading import choose_device
 
     # All that may be wrong is looked at before anything slow.
     _check_data(data)
     checked = Options(**options)
+    device = choose_device(device)
     net = load_feature_net(judge, device) if checked.prompts else None
     pipe = UnCLIPTextToImagePipeline.from_pretrained(model).to(device)
     if checked.size not in pipe.sizes:
@@ -222,7 +226,10 @@ def _check_data(data: Path) -> None:
         raise UserError(f"no data at {data}; build it first: unclip data build emoji --out {data}")
 
 
-def _embedded() -> Path:
-    from unclip.pipelines.loading import EMBEDDED
+def _read_notes(path: Path) -> str:
+    from unclip.errors import UserError
 
-    return EMBEDDED
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read the notes in {path}: {error}") from error

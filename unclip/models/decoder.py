@@ -161,7 +161,9 @@ class Decoder(ScaledEmbeddings, ModelMixin, ConfigMixin):
         stem = self.stem(x.to(self.null_image.dtype))
         patches = F.pixel_unshuffle(stem, P).flatten(2).transpose(1, 2)  # [B, T, stem * P * P]
         T = patches.shape[1]
-        h = torch.cat([self.patch_in(patches) + self.positions.to(stem.dtype), image_context, text_context], dim=1)
+        h = torch.cat(
+            [self.patch_in(patches) + self.positions.to(stem.dtype), image_context, text_context], dim=1
+        )
         seen = F.pad(text_mask, (h.shape[1] - text_mask.shape[1], 0), value=True)  # [B, T + K + L]
         for block in self.blocks:
             h = block(h, condition, seen[:, None, None])
