@@ -63,6 +63,7 @@ def test_what_is_imported_is_declared() -> None:
         "PIL": "pillow",
         "open_clip": "open_clip_torch",
         "resvg_py": "resvg-py",
+        "yaml": "pyyaml",
     }  # import -> distribution
     lists = [SETTINGS["project"]["dependencies"], *SETTINGS["project"]["optional-dependencies"].values()]
     declared = {re.split(r"[<>=~ ]", entry)[0] for entries in lists for entry in entries}

@@ -260,5 +260,5 @@ def _signals() -> Iterator[list[int]]:
     try:
         yield caught
     finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        for taken, handler in previous.items():
+            signal.signal(taken, handler)

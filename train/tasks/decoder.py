@@ -147,7 +147,7 @@ class DecoderTask(Task):
             classifier_free(self.options.guidance_scale),
             {"drop_image": ~keep, "drop_text": ~keep},
         )
-        size = self.model.config.sample_size
+        size = self.config.model["sample_size"]
         generators = [torch.Generator(z.device).manual_seed(i) for i in range(len(z))]
         noise = initial_noise((len(z), 3, size, size), generators, z.device)
         return denoise(

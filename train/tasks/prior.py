@@ -98,6 +98,7 @@ class PriorTask(Task):
         held_out = self.data.sampling.held_out
         if len(held_out) == 0:
             return {}
+        assert isinstance(model, DiffusionPrior)
         device = next(model.parameters()).device
         captions = self.data.draw_captions(held_out, np.random.default_rng(0))
         samples = {key: value.to(device) for key, value in self._samples(held_out, captions).items()}
@@ -112,7 +113,7 @@ class PriorTask(Task):
             "top1": float((nearest == torch.arange(len(z), device=device)).float().mean()),
         }
 
-    def _generate(self, model: nn.Module, text: Batch, shape: tuple[int, ...]) -> Tensor:
+    def _generate(self, model: DiffusionPrior, text: Batch, shape: tuple[int, ...]) -> Tensor:
         """One image embedding [B, D] for each caption, without guidance."""
         device = text["text_mask"].device
         generators = [torch.Generator(device).manual_seed(i) for i in range(shape[0])]

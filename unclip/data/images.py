@@ -23,7 +23,14 @@ from unclip.data.splits import SPLITS
 from unclip.errors import UserError
 from unclip.files import atomic_path
 
-_FIELDS = {"key": str, "subject": str, "style": str, "captions": dict, "split": str, "weight": (int, float)}
+_FIELDS: dict[str, type | tuple[type, ...]] = {
+    "key": str,
+    "subject": str,
+    "style": str,
+    "captions": dict,
+    "split": str,
+    "weight": (int, float),
+}
 
 
 @dataclass(frozen=True)
