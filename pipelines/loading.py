@@ -26,7 +26,8 @@ def locate(model: str | Path | None) -> str:
     if model is None:
         if not (EMBEDDED / INDEX).is_file():
             raise UserError(
-                f"no embedded model at {EMBEDDED}: name a model folder (--model DIR); docs/training.md tells how to make one"
+                f"no embedded model at {EMBEDDED}: name a model folder (--model DIR); "
+                "docs/training.md tells how to make one"
             )
         model = EMBEDDED
     folder = Path(model).expanduser()

@@ -119,11 +119,13 @@ def make_task(config: TrainConfig) -> Task:
 
 def plan(config: TrainConfig, measured_steps: int = 3) -> str:
     """What a run would do: its configuration, sizes, and the time it would take, measured. Writes nothing."""
+    from .tasks.embedded import has_cache
     from .trainer import Trainer
 
     # A few samples tell how long a step takes.
     limit = min(config.limit or 256, 256)
-    small = replace(config, limit=limit, output=config.output or "unused")
+    cache = config.cache if config.cache is None or has_cache(config.cache) else None
+    small = replace(config, limit=limit, cache=cache, output=config.output or "unused")
     task = make_task(small)
     trainer = Trainer(small, task)
     parameters = sum(p.numel() for p in task.model.parameters())

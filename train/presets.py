@@ -68,24 +68,30 @@ def clip_tiny() -> TrainConfig:
             "image_tower": "scratch",
             "vocab_size": 1000,
             "scene_pool": 8,
+            "layout_dims": 8,
             "gallery": 32,
         },
     )
 
 
 def decoder_emoji() -> TrainConfig:
-    """Decoder at 64 px, 10M parameters.
+    """Decoder at 64 px, 10.7M parameters.
 
-    unclip train decoder --preset emoji --data DATA --output RUN cache=CACHE
+    unclip train decoder --preset emoji --data DATA --output RUN cache=CACHE clip=CLIP
+
+    3 hours on 2 cores (48 samples/s). Most training times are noisy ones (median t = .71): what a picture is and where
+    its parts are is decided there.
     """
     return TrainConfig(
         stage="decoder",
         preset="emoji",
-        steps=7_500,
+        steps=32_000,
         batch_size=16,
         learning_rate=5e-4,
+        decay_fraction=0.3,
         validate_every_steps=1_000,
         model={"sample_size": 64, "patch_size": 8, "width": 256, "layers": 8, "heads": 4},
+        task={"time_mean": 0.9, "min_sigma": 0.1},
     )
 
 
@@ -109,9 +115,12 @@ def decoder_tiny() -> TrainConfig:
 
 
 def prior_emoji() -> TrainConfig:
-    """Diffusion prior, 6M parameters.
+    """Diffusion prior, 5.0M parameters.
 
     unclip train prior --preset emoji --data DATA --output RUN cache=CACHE clip=CLIP
+
+    30 minutes on 2 cores (430 samples/s). After 1,700 steps: cosine of a sample to the true z_i .68 (of z_t .56, of the
+    mean .25), and the true one is the nearest of 256 in 54 % of cases; all on pictures held out at random.
     """
     return TrainConfig(
         stage="prior",
@@ -148,9 +157,11 @@ def prior_tiny() -> TrainConfig:
 
 
 def upsampler_256_emoji() -> TrainConfig:
-    """Upsampler 64 -> 256.
+    """Upsampler 64 -> 256, 1.1M parameters.
 
     unclip train upsampler-256 --preset emoji --data DATA --output RUN
+
+    20 minutes on 2 cores (63 crops/s). After 1,600 steps: 29.8 dB on held-out crops, bicubic 26.3.
     """
     return TrainConfig(
         stage="upsampler-256",
@@ -169,6 +180,8 @@ def upsampler_1024_emoji() -> TrainConfig:
     """Upsampler 256 -> 1024, on crops drawn from SVG.
 
     unclip train upsampler-1024 --preset emoji --data DATA --output RUN
+
+    15 minutes on 2 cores. After 900 steps: 33.8 dB on held-out crops, bicubic 32.5.
     """
     return TrainConfig(
         stage="upsampler-1024",

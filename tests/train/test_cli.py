@@ -32,19 +32,27 @@ def test_decoder_killed_and_resumed_equals_an_uninterrupted_run(emoji_fixture: s
     assert main(["decoder", "--output", str(broken), "--resume"]) == 0
 
     for name in ("model", "ema", "optimizer"):
-        expected, got = (load_file(run / f"checkpoints/step-00000010/{name}.safetensors") for run in (whole, broken))
+        expected, got = (
+            load_file(run / f"checkpoints/step-00000010/{name}.safetensors") for run in (whole, broken)
+        )
         assert expected.keys() == got.keys()
         assert all(torch.equal(expected[key], got[key]) for key in expected)
     losses = [
-        [line["loss"] for line in map(json.loads, (run / "log.jsonl").read_text().splitlines()) if "loss" in line]
+        [
+            line["loss"]
+            for line in map(json.loads, (run / "log.jsonl").read_text().splitlines())
+            if "loss" in line
+        ]
         for run in (whole, broken)
     ]
     assert losses[0] == losses[1]
 
 
 @pytest.mark.parametrize("stage", ["decoder", "prior"])
-def test_the_loss_falls(stage: str, emoji_fixture: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(arguments(stage, emoji_fixture, tmp_path / "run", "steps=60", "validate_every_steps=1")) == 0
+def test_the_loss_falls(
+    stage: str, emoji_fixture: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments(stage, emoji_fixture, tmp_path / "run", "steps=60")) == 0
     assert capsys.readouterr().out.strip() == f"{tmp_path}/run/model"
     lines = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
     losses = [line["loss"] for line in lines if "loss" in line]

@@ -108,7 +108,7 @@ CONFIG = TrainConfig(
             "intermediate_size": 32,
         },
     },
-    task={"text_tower": "scratch", "image_tower": "scratch", "scene_pool": 20},
+    task={"text_tower": "scratch", "image_tower": "scratch", "scene_pool": 20, "layout_dims": 4},
 )
 
 
@@ -195,6 +195,8 @@ def test_training_learns_and_the_saved_clip_finds_pictures(task, tmp_path):
 def test_wrong_options_are_one_line(tmp_path, task):
     with pytest.raises(UserError, match=r"model\.image_sice: did you mean model\.image_size"):
         ClipTask.resolve(replace(CONFIG, model={"image_sice": 3}))
+    with pytest.raises(UserError, match=r"task\.layout_dims: expected 1 to model\.embed_dim = 16, got 64"):
+        ClipTask(replace(CONFIG, task={**CONFIG.task, "layout_dims": 64}))
     with pytest.raises(UserError, match=r"task\.text_tower: expected minilm or scratch"):
         ClipTask(replace(CONFIG, task={"text_tower": "bert"}))
     task.save(task.model.eval(), tmp_path / "clip")

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from unclip.clip import FrozenCLIP
 from unclip.clip.loss import contrastive_loss, gather
 from unclip.clip.retrieval import paraphrases, same_meaning, top_k_accuracy
-from unclip.clip.tokenize import FileTokenizer, train_word_pieces
+from unclip.clip.tokenize import FileTokenizer, make_word_pieces
 from unclip.clip.towers import (
     EFFICIENTNET,
     build_clip,
@@ -115,6 +115,11 @@ class ClipTask(Task):
         super().__init__(config)
         self.data = load_pictures(config)
         self.architecture = self._architecture()
+        if not 1 <= self.options.layout_dims <= self.architecture["embed_dim"]:
+            raise UserError(
+                f"task.layout_dims: expected 1 to model.embed_dim = {self.architecture['embed_dim']}, "
+                f"got {self.options.layout_dims}"
+            )
         self.tokenizer = FileTokenizer(self._word_pieces, self.architecture["text_cfg"]["context_length"])
         self.model = self._build_model()
         self.index = PictureIndex(self.data, config.limit)
@@ -137,7 +142,7 @@ class ClipTask(Task):
         if self.options.text_tower == "minilm":
             return minilm_tokenizer()
         captions = (text for record in self.data.records for text in record["captions"].values())
-        return train_word_pieces(captions, self.options.vocab_size)
+        return make_word_pieces(captions, self.options.vocab_size)
 
     def _build_model(self) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
@@ -320,7 +325,7 @@ def layout_pixels(images: Tensor) -> Tensor:
 
 
 def to_unit_range(images: Tensor) -> Tensor:
-    """uint8 [n,3,S,S] -> float in [-1,1], channels last, in which depthwise convolutions run twice as fast on CPUs."""
+    """uint8 [n,3,S,S] -> float in [-1,1], channels last, which is 1.2 to 1.9 times as fast on CPUs."""
     return (images.float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from unclip.clip import FrozenCLIP
 from unclip.data import CaptionedImages, EmbeddingCache
+from unclip.data.embeddings import embeddings_file
 from unclip.errors import UserError
 
 from ..config import TrainConfig
@@ -129,7 +130,7 @@ def load_cache(config: TrainConfig, pictures: CaptionedImages) -> EmbeddingCache
     Raises:
         UserError: neither a cache nor a CLIP to make one with, or a cache of other data or another CLIP.
     """
-    if config.cache is not None and Path(config.cache).exists():
+    if config.cache is not None and has_cache(config.cache):
         checked_with = None if config.clip is None else load_clip(config.clip)
         return EmbeddingCache.load(config.cache, checked_with, pictures)
     if config.clip is None:
@@ -140,6 +141,11 @@ def load_cache(config: TrainConfig, pictures: CaptionedImages) -> EmbeddingCache
         return EmbeddingCache.build(clip, pictures, config.cache)
     with tempfile.TemporaryDirectory() as folder:  # cache=DIR would keep them for the next run
         return EmbeddingCache.build(clip, pictures, Path(folder) / "cache")
+
+
+def has_cache(path: str) -> bool:
+    """Whether embeddings stand at `path`, not only a folder for them."""
+    return embeddings_file(path).is_file()
 
 
 def indices_of(values: np.ndarray) -> Tensor:

@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from unclip.data.degradations import down, gaussian_blur
-from unclip.data.render import render_svg
+from unclip.data.render import render_svg, require_renderer
 from unclip.diffusion import Denoiser, FlowSchedule, SimpleLoss, add_noise, denoise, initial_noise
 from unclip.errors import UserError
 from unclip.models import Upsampler
@@ -106,6 +106,9 @@ class UpsamplerTask(Task):
             ]
             try:
                 rgba += self.crops(index, places)
+                failures = 0
+            except UserError:  # also a ValueError, but no other picture would help
+                raise
             except ValueError as error:
                 failures += 1  # a few pictures cannot be drawn at this size
                 if failures > 100:
@@ -225,6 +228,10 @@ class Upsampler1024Task(UpsamplerTask):
 
     name = "upsampler-1024"
     resolution = 1024
+
+    def __init__(self, config: TrainConfig) -> None:
+        require_renderer()  # here, not in a worker that draws batches
+        super().__init__(config)
 
     def can_crop(self, index: int) -> bool:
         return super().can_crop(index) and self.pictures.svg(index) is not None

@@ -181,7 +181,7 @@ class FrozenCLIP(ModelMixin, ConfigMixin):
         mean, std = (
             pixels.new_tensor(v)[:, None, None] for v in (self.config.image_mean, self.config.image_std)
         )
-        # Depthwise convolutions run twice as fast with channels last on CPUs.
+        # Channels last: 1.2 to 1.9 times as fast on CPUs.
         return ((pixels * 0.5 + 0.5 - mean) / std).contiguous(memory_format=torch.channels_last)
 
     @torch.no_grad()

@@ -7,13 +7,14 @@ Shapes: B texts, L tokens.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from open_clip.tokenizer import SimpleTokenizer, get_clean_fn
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import Tensor
 
 from unclip.errors import UserError
@@ -114,14 +115,22 @@ class BytePairTokenizer:
         """Nothing to write: the vocabulary is part of open_clip."""
 
 
-def train_word_pieces(texts: Iterable[str], vocab_size: int = 8192) -> Tokenizer:
-    """Learn a WordPiece vocabulary (BERT's layout: [CLS] text [SEP], id 0 = [PAD]) from captions; no network."""
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
-    trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=special, show_progress=False)
-    tokenizer.train_from_iterator(texts, trainer)
+def make_word_pieces(texts: Iterable[str], vocab_size: int = 8192) -> Tokenizer:
+    """Make a WordPiece vocabulary (BERT's layout: [CLS] text [SEP], id 0 = [PAD]) from captions; no network.
+
+    It holds every character, at the start of a word and inside, and the most frequent words. (The trainer of
+    `tokenizers` finds finer pieces, but others in each process, and a resumed run needs the same.)
+    """
+    normalizer, splitter = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
+    counts: Counter[str] = Counter()
+    for text in texts:
+        counts.update(word for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text)))
+    characters = sorted({character for word in counts for character in word})
+    words = sorted((word for word in counts if len(word) > 1), key=lambda word: (-counts[word], word))
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *characters, *(f"##{each}" for each in characters), *words]
+    vocabulary = {piece: i for i, piece in enumerate(pieces[:vocab_size])}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, splitter
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", special_tokens=[(s, tokenizer.token_to_id(s)) for s in ("[CLS]", "[SEP]")]
     )

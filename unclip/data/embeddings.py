@@ -102,7 +102,7 @@ class EmbeddingCache:
 
         A cache of the same weights and data that is there already is read instead.
         """
-        target = _file(path)
+        target = embeddings_file(path)
         fingerprint = _fingerprint(clip, ds, scenes)
         if target.is_file() and _read_fingerprint(target) == fingerprint:
             return cls.load(target)
@@ -140,7 +140,7 @@ class EmbeddingCache:
         Raises:
             UserError: the file is missing, damaged, or of other weights or other data.
         """
-        target = _file(path)
+        target = embeddings_file(path)
         fingerprint = _read_fingerprint(target)
         if clip is not None and ds is not None and fingerprint != _fingerprint(clip, ds, scenes):
             raise UserError(
@@ -239,6 +239,6 @@ def _read_fingerprint(target: Path) -> str:
         raise UserError(f"{target} is damaged ({error}); delete it, and it is made again") from error
 
 
-def _file(path: str | Path) -> Path:
+def embeddings_file(path: str | Path) -> Path:
     path = Path(path)
     return path if path.suffix == ".safetensors" else path / FILENAME

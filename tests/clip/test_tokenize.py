@@ -1,0 +1,38 @@
+"""Tokenizers made here: the same in every process, and no word is lost to them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+from unclip.clip.tokenize import make_word_pieces
+
+CAPTIONS = ["a red apple", "two red apples, 3D", "a dog on a rug"]
+
+
+def test_word_pieces_are_the_same_in_every_process() -> None:
+    program = (
+        "import sys, json; from unclip.clip.tokenize import make_word_pieces; "
+        "print(json.dumps(make_word_pieces(json.loads(sys.argv[1])).to_str()))"
+    )
+    made = subprocess.run(
+        [sys.executable, "-c", program, json.dumps(CAPTIONS)], check=True, capture_output=True, text=True
+    )
+    assert json.loads(made.stdout) == make_word_pieces(CAPTIONS).to_str()
+
+
+def test_unseen_words_are_spelled_and_frequent_ones_are_whole() -> None:
+    tokenizer = make_word_pieces(CAPTIONS)
+    assert tokenizer.encode("a red apple").tokens == ["[CLS]", "a", "red", "apple", "[SEP]"]
+    assert tokenizer.encode("gears").tokens == ["[CLS]", "g", "##e", "##a", "##r", "##s", "[SEP]"]
+    assert tokenizer.token_to_id("[PAD]") == 0
+
+
+def test_vocabulary_is_cut_at_the_rarest_words() -> None:
+    tokenizer = make_word_pieces(
+        CAPTIONS, vocab_size=4 + 2 * 15 + 1
+    )  # special, 15 characters in two forms, one word
+    assert tokenizer.get_vocab_size() == 35
+    assert tokenizer.encode("red").tokens[1:-1] == ["red"]
+    assert tokenizer.encode("dog").tokens[1:-1] == ["d", "##o", "##g"]
