@@ -35,8 +35,8 @@ def train(
     dry_run: bool = False,
     seed: int | None = None,
     device: str | None = None,
-) -> None:
-    """Train a stage, or with `dry_run` tell what would be done.
+) -> bool:
+    """Train a stage, or with `dry_run` tell what would be done; whether it was finished, not interrupted.
 
     Raises:
         UserError: unknown stage, preset or key, a taken output folder, missing data; before anything is written.
@@ -46,7 +46,7 @@ def train(
     config = configure(stage, preset_name, overrides, options, resume)
     if dry_run:
         print(plan(config))
-        return
+        return True
     if config.output is None:
         raise UserError("no output folder: give --output DIR")
     from .trainer import Trainer, check_output
@@ -62,6 +62,7 @@ def train(
         )
     else:
         print(f"{config.output}/model")
+    return not outcome.interrupted
 
 
 def configure(
@@ -162,7 +163,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", help="cpu, cuda, mps; default: the best there is")
     options = parser.parse_intermixed_args(arguments)
     try:
-        train(
+        finished = train(
             options.stage,
             options.overrides,
             preset_name=options.preset,
@@ -176,4 +177,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    return 0
+    return 0 if finished else 130  # as after Ctrl-C, so that what follows with && waits

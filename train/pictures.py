@@ -8,6 +8,7 @@ from PIL import Image
 from torch import Tensor
 
 from unclip.data import CaptionedImages
+from unclip.data.images import on_background
 
 
 def to_pixels(pictures: Tensor) -> Tensor:
@@ -18,13 +19,6 @@ def to_pixels(pictures: Tensor) -> Tensor:
 def to_uint8(pixels: Tensor) -> Tensor:
     """Float in [-1, 1] (clipped) -> uint8."""
     return ((pixels.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-
-
-def over(rgba: np.ndarray, background: np.ndarray) -> np.ndarray:
-    """Composite uint8 rgba [..., 4] over a uint8 background broadcast to [..., 3]."""
-    alpha = rgba[..., 3:].astype(np.uint16)
-    mixed = rgba[..., :3] * alpha + background.astype(np.uint16) * (255 - alpha)
-    return ((mixed + 127) // 255).astype(np.uint8)
 
 
 def random_background(size: int, rng: np.random.Generator) -> np.ndarray:
@@ -49,10 +43,9 @@ def load_thumbnails(pictures: CaptionedImages, size: int, limit: int | None) -> 
 def thumbnails_on_white(pictures: CaptionedImages, size: int, limit: int | None) -> Tensor:
     """All pictures (the first `limit`) on white: [N, 3, size, size] uint8."""
     rgba = load_thumbnails(pictures, size, limit)
-    white = np.full(3, 255, dtype=np.uint8)
     out = torch.empty((len(rgba), 3, size, size), dtype=torch.uint8)
     for start in range(0, len(rgba), 1024):
-        part = over(np.asarray(rgba[start : start + 1024]), white)
+        part = on_background(np.asarray(rgba[start : start + 1024]))
         out[start : start + len(part)] = torch.from_numpy(part).permute(0, 3, 1, 2)
     return out
 

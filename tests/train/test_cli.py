@@ -104,3 +104,9 @@ def test_mistakes_are_one_line_and_write_nothing(
     assert error.startswith("error: ")
     assert message in error
     assert not (tmp_path / "run").exists()
+
+
+def test_an_interrupted_run_stops_what_follows_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for finished, code in ((True, 0), (False, 130)):
+        monkeypatch.setattr("unclip.train.cli.train", lambda *args, finished=finished, **options: finished)
+        assert main(["decoder"]) == code

@@ -16,7 +16,7 @@ from torch.testing import assert_close
 from unclip.errors import UserError
 from unclip.models import Decoder, DiffusionPrior, Upsampler
 from unclip.train.cli import configure, make_task
-from unclip.train.pictures import grid, over, random_background
+from unclip.train.pictures import grid, random_background
 from unclip.train.tasks.base import Task
 from unclip.train.tasks.embedded import Sampling
 from unclip.train.trainer import Trainer
@@ -169,8 +169,6 @@ def test_held_out_samples_are_never_drawn() -> None:
 
 
 def test_pictures() -> None:
-    rgba = np.array([[[10, 20, 30, 255], [10, 20, 30, 0]]], dtype=np.uint8)
-    assert over(rgba, np.full(3, 255, np.uint8)).tolist() == [[[10, 20, 30], [255, 255, 255]]]
     background = random_background(16, np.random.default_rng(0))
     assert background.shape == (16, 16, 3)
     sheet = np.asarray(

@@ -19,17 +19,16 @@ from PIL import Image
 from torch import Tensor, nn
 
 from unclip.data.degradations import down, gaussian_blur
+from unclip.data.images import on_background
 from unclip.data.render import render_svg, require_renderer
 from unclip.diffusion import Denoiser, FlowSchedule, SimpleLoss, add_noise, denoise, initial_noise
 from unclip.errors import UserError
 from unclip.models import Upsampler
 
 from ..config import TrainConfig
-from ..pictures import grid, load_thumbnails, over, random_background, to_pixels, to_uint8
+from ..pictures import grid, load_thumbnails, random_background, to_pixels, to_uint8
 from .base import Batch, Task, normal_like
 from .embedded import Sampling, load_pictures
-
-WHITE = np.full(3, 255, dtype=np.uint8)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,8 +180,8 @@ class UpsamplerTask(Task):
 
     def _on_background(self, rgba: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         if rng.random() >= self.options.background_share:
-            return over(rgba, WHITE)
-        return over(rgba, random_background(len(rgba), rng))
+            return on_background(rgba)
+        return on_background(rgba, random_background(len(rgba), rng))
 
     def _low(self, high: Tensor) -> Tensor:
         """[n, 3, c, c] uint8 -> area mean [n, 3, c/f, c/f] in [-1, 1]."""
@@ -208,7 +207,7 @@ class UpsamplerTask(Task):
                 continue
         if not crops:
             return torch.empty(0, 3, self.options.crop, self.options.crop, dtype=torch.uint8)
-        return torch.from_numpy(over(np.stack(crops), WHITE)).permute(0, 3, 1, 2).contiguous()
+        return torch.from_numpy(on_background(np.stack(crops))).permute(0, 3, 1, 2).contiguous()
 
 
 class Upsampler256Task(UpsamplerTask):

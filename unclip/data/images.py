@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 from PIL import Image
 
 from unclip.data.progress import track
@@ -151,10 +152,10 @@ class CaptionedImages:
             return _content(stream, member)
 
 
-def on_background(rgba: np.ndarray, background: tuple[int, int, int] = (255, 255, 255)) -> np.ndarray:
-    """uint8 [..., H, W, 4] straight alpha on a plain colour -> uint8 [..., H, W, 3]."""
+def on_background(rgba: np.ndarray, background: ArrayLike = (255, 255, 255)) -> np.ndarray:
+    """uint8 [..., H, W, 4] straight alpha on a colour or a picture [..., 3] (0..255) -> uint8 [..., H, W, 3]."""
     alpha = rgba[..., 3:].astype(np.uint16)
-    mixed = rgba[..., :3] * alpha + np.array(background, np.uint16) * (255 - alpha)
+    mixed = rgba[..., :3] * alpha + np.asarray(background, np.uint16) * (255 - alpha)
     return ((mixed + 127) // 255).astype(np.uint8)
 
 
