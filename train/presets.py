@@ -18,8 +18,8 @@ def clip_emoji() -> TrainConfig:
 
     unclip train clip --preset emoji --data DATA --output RUN
 
-    16 minutes on 2 cores (80 samples/s). Three such runs, each from the one before, gave text-to-image retrieval, top-1 /
-    top-5, of: style .47 / .74, tone .43 / .84, attribute .75 / .98, unseen .32 / .62, paraphrases .14 / .32.
+    16 minutes on 2 cores (80 samples/s). Three such runs, each from the one before, gave text-to-image retrieval,
+    top-1 / top-5, of: style .47 / .74, tone .43 / .84, attribute .75 / .98, unseen .32 / .62, paraphrases .14 / .32.
     """
     return TrainConfig(
         stage="clip",
