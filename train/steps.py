@@ -58,9 +58,12 @@ class Steps(Dataset[Batch]):
 
 
 def _leave_signals_to_parent(worker: int) -> None:
-    """Ctrl-C reaches the whole process group: a worker must live on while the trainer finishes its step."""
+    """Ctrl-C and a scheduler's SIGTERM reach all processes: a worker must live on while the trainer finishes its step.
+
+    It ends when the trainer closes the loader, or is gone.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def split(batch: Batch, parts: int) -> list[Batch]:

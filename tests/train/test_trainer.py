@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -144,14 +145,19 @@ def test_a_damaged_checkpoint_is_named(toy: ModuleType, tmp_path: Path) -> None:
         run(toy, tmp_path, resume=True, steps=12)
 
 
+@pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_the_step_and_leaves_a_checkpoint(toy: ModuleType, tmp_path: Path, number: int) -> None:
-    config = toy.toy_config(tmp_path)
+def test_a_signal_ends_the_step_and_leaves_a_checkpoint(
+    toy: ModuleType, tmp_path: Path, number: int, workers: int
+) -> None:
+    config = toy.toy_config(tmp_path, num_workers=workers)
     task = toy.ToyTask(config)
     original = task.loss
 
     def loss(*arguments: Any) -> Any:
         if task.count == 3:
+            for child in multiprocessing.active_children():  # as when the whole process group gets it
+                os.kill(child.pid or 0, number)
             os.kill(os.getpid(), number)
         return original(*arguments)
 

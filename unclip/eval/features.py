@@ -21,7 +21,7 @@ from unclip.data.progress import track
 from unclip.errors import UserError
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-INPUT_SIZE = 160  # pixels; both networks were trained at 224, which takes twice as long
+INPUT_SIZE = 160  # pixels; at the 224 that both networks were trained at there is twice as much to compute
 FEATURES = 1280
 
 
