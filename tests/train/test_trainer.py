@@ -150,14 +150,17 @@ def test_a_damaged_checkpoint_is_named(toy: ModuleType, tmp_path: Path) -> None:
 def test_a_signal_ends_the_step_and_leaves_a_checkpoint(
     toy: ModuleType, tmp_path: Path, number: int, workers: int
 ) -> None:
-    config = toy.toy_config(tmp_path, num_workers=workers)
+    config = toy.toy_config(tmp_path, steps=100, num_workers=workers)
     task = toy.ToyTask(config)
     original = task.loss
+    survived: list[bool] = []
 
     def loss(*arguments: Any) -> Any:
         if task.count == 3:
             for child in multiprocessing.active_children():  # as when the whole process group gets it
                 os.kill(child.pid or 0, number)
+                child.join(0.5)
+                survived.append(child.is_alive())
             os.kill(os.getpid(), number)
         return original(*arguments)
 
@@ -165,6 +168,7 @@ def test_a_signal_ends_the_step_and_leaves_a_checkpoint(
     before = signal.getsignal(number)
     outcome = Trainer(config, task).run()
     assert (outcome.step, outcome.interrupted) == (4, True)
+    assert survived == [True] * workers
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000004"]
     assert signal.getsignal(number) is before
 

@@ -10,7 +10,6 @@ N layers, T new tokens, S = tokens seen (prefix and new).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -51,13 +50,6 @@ class PrefixCache(dict[str, Tensor]):
             prefix_values=F.pad(self["prefix_values"], (0, 0, added, 0)),
             text_mask=F.pad(self["text_mask"], (added, 0)),
         )
-
-    @staticmethod
-    def cat(caches: Sequence[PrefixCache]) -> PrefixCache:
-        """Join along the batch, padding to the longest."""
-        length = max(cache["text_mask"].shape[1] for cache in caches)
-        padded = [cache.pad_to(length) for cache in caches]
-        return PrefixCache({name: torch.cat([cache[name] for cache in padded]) for name in padded[0]})
 
 
 class CausalBlock(nn.Module):
