@@ -55,6 +55,7 @@ def clip_tiny() -> TrainConfig:
             "embed_dim": 16,
             "image_size": 32,
             "image_model": "test_efficientnet",
+            "layout_dims": 8,
             "text": {
                 "hidden_size": 32,
                 "num_hidden_layers": 1,
@@ -67,7 +68,6 @@ def clip_tiny() -> TrainConfig:
             "image_tower": "scratch",
             "vocab_size": 1000,
             "scene_pool": 8,
-            "layout_dims": 8,
             "gallery": 32,
         },
     )

@@ -40,6 +40,30 @@ def test_pretrained_towers_load_when_their_packages_are_there():
     assert "visual.trunk.blocks.2.0.conv_pw.weight" not in frozen
 
 
+def test_an_embedding_begins_with_the_pictures_layout():
+    """The code is the pictures' principal components, and the constant beside them undoes the normalisation."""
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.randn(400, 3, 2, 2, generator=generator, dtype=torch.float64)  # 12 dimensions in all
+    pictures = torch.nn.functional.interpolate(coarse, 32, mode="bilinear").float()
+    model = towers.build_clip(
+        towers.two_tower_architecture(
+            embed_dim=32, image_size=32, image_model="test_efficientnet", layout_dims=13,
+            text={"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16},
+        )
+    ).eval()  # fmt: skip
+    model.visual.fit_layout(towers.layout_pixels(pictures))
+    with torch.no_grad():
+        z = model.encode_image(pictures)
+    torch.testing.assert_close(z.square().sum(1), torch.ones(400))
+    torch.testing.assert_close(z[:, :13].square().sum(1), torch.full((400,), 13 / 32))
+    code = (z[:, :12] / z[:, 12:13]).double()
+    pixels = towers.layout_pixels(pictures).double()
+    design = torch.cat([code, torch.ones(400, 1)], dim=1)
+    found = design @ torch.linalg.lstsq(design, pixels).solution
+    torch.testing.assert_close(found, pixels, atol=1e-3, rtol=0)  # 12 components hold all of it
+    assert not any(p.requires_grad for p in model.visual.layout.parameters())
+
+
 def test_a_missing_package_names_the_extra(monkeypatch):
     monkeypatch.setattr(towers.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install 'unclip\[data\]'"):

@@ -101,6 +101,7 @@ CONFIG = TrainConfig(
         "embed_dim": 16,
         "image_size": 32,
         "image_model": "test_efficientnet",
+        "layout_dims": 4,
         "text": {
             "hidden_size": 32,
             "num_hidden_layers": 1,
@@ -108,7 +109,7 @@ CONFIG = TrainConfig(
             "intermediate_size": 32,
         },
     },
-    task={"text_tower": "scratch", "image_tower": "scratch", "scene_pool": 20, "layout_dims": 4},
+    task={"text_tower": "scratch", "image_tower": "scratch", "scene_pool": 20},
 )
 
 
@@ -195,8 +196,8 @@ def test_training_learns_and_the_saved_clip_finds_pictures(task, tmp_path):
 def test_wrong_options_are_one_line(tmp_path, task):
     with pytest.raises(UserError, match=r"model\.image_sice: did you mean model\.image_size"):
         ClipTask.resolve(replace(CONFIG, model={"image_sice": 3}))
-    with pytest.raises(UserError, match=r"task\.layout_dims: expected 1 to model\.embed_dim = 16, got 64"):
-        ClipTask(replace(CONFIG, task={**CONFIG.task, "layout_dims": 64}))
+    with pytest.raises(UserError, match=r"layout_dims: expected 2 to 15 \(embed_dim - 1\), or 0; got 64"):
+        ClipTask(replace(CONFIG, model={**CONFIG.model, "layout_dims": 64}))
     with pytest.raises(UserError, match=r"task\.text_tower: expected minilm or scratch"):
         ClipTask(replace(CONFIG, task={"text_tower": "bert"}))
     task.save(task.model.eval(), tmp_path / "clip")

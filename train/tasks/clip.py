@@ -3,9 +3,6 @@
 Batches are built to teach: the same subject in several styles (so that style must be seen), many subjects of one
 kind in one style (so that the subject must be seen), and composed scenes (so that relations must be read). A caption
 may then be true of several pictures of its batch; those pairs are left out of the denominator.
-
-Captions say what a picture shows, hardly where; a decoder has to know both. So the first dimensions of an embedding are
-also asked for the picture's layout: its principal components at 16 px.
 """
 
 from __future__ import annotations
@@ -17,7 +14,6 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
@@ -29,6 +25,7 @@ from unclip.clip.towers import (
     EFFICIENTNET,
     build_clip,
     freeze_lower_layers,
+    layout_pixels,
     load_efficientnet,
     load_minilm,
     minilm_tokenizer,
@@ -46,7 +43,6 @@ from .embedded import load_pictures
 
 LABELS = ("caption", "concept", "style", "names_style")  # what `same_meaning` asks for
 HELD_OUT = ("style", "tone", "attribute", "unseen")
-LAYOUT_SIZE = 16  # pixels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +53,7 @@ class ClipModel:
     image_size: int = 96
     image_model: str = EFFICIENTNET
     context_length: int = 32
+    layout_dims: int = 64  # entries of the embedding that hold the picture at 16 px; 0 = none
     text: dict[str, Any] = field(default_factory=dict)  # overrides of MiniLM's transformers configuration
 
 
@@ -80,8 +77,6 @@ class ClipOptions:
     scenes: float = 0.12
     scene_pool: int = 2000
     coloured_background: float = 0.2
-    layout_weight: float = 1.0  # of 1 - cosine of the layout code and the first dimensions of the embedding
-    layout_dims: int = 64
     gallery: int = 1000  # pictures per held-out split in validation
 
     def __post_init__(self) -> None:
@@ -115,11 +110,6 @@ class ClipTask(Task):
         super().__init__(config)
         self.data = load_pictures(config)
         self.architecture = self._architecture()
-        if not 1 <= self.options.layout_dims <= self.architecture["embed_dim"]:
-            raise UserError(
-                f"task.layout_dims: expected 1 to model.embed_dim = {self.architecture['embed_dim']}, "
-                f"got {self.options.layout_dims}"
-            )
         self.tokenizer = FileTokenizer(self._word_pieces, self.architecture["text_cfg"]["context_length"])
         self.model = self._build_model()
         self.index = PictureIndex(self.data, config.limit)
@@ -154,6 +144,8 @@ class ClipTask(Task):
             load_minilm(model.text)
         if pretrained_image:
             load_efficientnet(model.visual.trunk)
+        if self.architecture["layout_dims"]:
+            model.visual.fit_layout(self._layout_pixels())
         freeze_lower_layers(
             model,
             text_layers=self.options.frozen_text_layers if pretrained_text else 0,
@@ -161,6 +153,11 @@ class ClipTask(Task):
             word_embeddings=self.options.frozen_words and pretrained_text,
         )
         return model
+
+    def _layout_pixels(self) -> Tensor:
+        parts = np.array_split(self._thumbnails, -(-len(self._thumbnails) // 1024))
+        whites = (torch.from_numpy(on_background(part)).permute(0, 3, 1, 2) for part in parts)
+        return torch.cat([layout_pixels(to_unit_range(white)) for white in whites])
 
     def learning_rate_scale(self, name: str) -> float:
         """Pretrained weights move more slowly than the fresh projections and the temperature."""
@@ -219,30 +216,7 @@ class ClipTask(Task):
         nearest = (text_features @ image_features.T).detach().argmax(1)
         own = same_meaning(*(batch[k] for k in LABELS))
         accuracy = own.gather(1, nearest[:, None]).float().mean()
-        layout = self._layout_loss(image_features, batch["images"])
-        parts = {"contrastive": loss.detach(), "layout": layout.detach(), "batch_top1": accuracy}
-        return {"loss": loss + self.options.layout_weight * layout, **parts, "scale": scale.detach()}
-
-    def _layout_loss(self, image_features: Tensor, images: Tensor) -> Tensor:
-        """1 - cosine of the first dimensions of the embeddings [n,D] and the layout codes of uint8 [n,3,S,S]."""
-        mean, basis = (part.to(image_features) for part in self._layout)
-        codes = (layout_pixels(images.to(image_features.device)) - mean) @ basis
-        return 1 - F.cosine_similarity(image_features[:, : basis.shape[1]], codes).mean()
-
-    @cached_property
-    def _layout(self) -> tuple[Tensor, Tensor]:
-        """Mean [P] and principal directions [P,K] of the training pictures at 16 px, P = 3 * 16 * 16.
-
-        Each direction is divided by the root of its deviation, so that the few strong ones do not drown the others.
-        """
-        parts = np.array_split(self._thumbnails, -(-len(self._thumbnails) // 1024))
-        pixels = torch.cat(
-            [layout_pixels(torch.from_numpy(on_background(part)).permute(0, 3, 1, 2)) for part in parts]
-        ).double()
-        variances, directions = torch.linalg.eigh(torch.cov(pixels.T))
-        strongest = slice(-self.options.layout_dims, None)
-        basis = directions[:, strongest] / variances[strongest].clamp(min=1e-6) ** 0.25
-        return pixels.mean(0).float(), basis.float()
+        return {"loss": loss, "batch_top1": accuracy, "scale": scale.detach()}
 
     # ---- validation and saving ----------------------------------------------------------------------------------
 
@@ -317,11 +291,6 @@ class ClipTask(Task):
             "concepts": len(self.index.concepts),
             "styles": len(self.index.styles),
         }
-
-
-def layout_pixels(images: Tensor) -> Tensor:
-    """uint8 [n,3,S,S] -> the picture at 16 px in [-1,1], float [n,3*16*16]."""
-    return F.adaptive_avg_pool2d(images.float() / 127.5 - 1, LAYOUT_SIZE).flatten(1)
 
 
 def to_unit_range(images: Tensor) -> Tensor:

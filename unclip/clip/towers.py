@@ -1,8 +1,9 @@
 """The two towers of our small CLIP: a BERT text encoder and an EfficientNet-lite0 image encoder, built by open_clip.
 
-An *architecture* is open_clip's model configuration (embed_dim, vision_cfg, text_cfg) as a plain dict, with one
-addition: `text_cfg["hf_config"]` holds the text encoder's transformers configuration itself, so that building a
-model never asks a hub. Each tower starts from pretrained weights of the `data` extra or from scratch.
+An *architecture* is open_clip's model configuration (embed_dim, vision_cfg, text_cfg) as a plain dict, with two
+additions: `text_cfg["hf_config"]` holds the text encoder's transformers configuration itself, so that building a
+model never asks a hub, and `layout_dims` gives the image tower a LayoutTower's shortcut. Each tower starts from
+pretrained weights of the `data` extra or from scratch.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from open_clip.hf_model import HFTextEncoder
 from open_clip.model import CLIP, CustomTextCLIP
 from safetensors.torch import load_file
@@ -45,6 +47,56 @@ MINILM_CONFIG: dict[str, Any] = {
 }
 EFFICIENTNET = "tf_efficientnet_lite0"
 EFFICIENTNET_REPEATS = (1, 2, 2, 3, 3, 4, 1)  # blocks per stage
+LAYOUT_SIZE = 16  # pixels
+
+
+class LayoutTower(nn.Module):
+    """An open_clip image tower with a shortcut that tells where things are.
+
+    Captions say what a picture shows, hardly where its parts lie, so a contrastive tower forgets it, and a decoder
+    would have to learn the places by heart. The first `dims` entries of the embedding are therefore a fixed linear code
+    of the picture at 16 px; the tower gives the others. Both parts have unit norm, weighted so that every entry of
+    the whole has the same mean square.
+
+    Shapes: B batch, D embed_dim, K dims, P = 3 * 16 * 16.
+    """
+
+    def __init__(self, tower: nn.Module, embed_dim: int, dims: int) -> None:
+        super().__init__()
+        if not 2 <= dims < embed_dim:
+            raise UserError(f"layout_dims: expected 2 to {embed_dim - 1} (embed_dim - 1), or 0; got {dims}")
+        self.image_size = tower.image_size
+        self.trunk, self.head = tower.trunk, tower.head
+        self.head.proj = nn.Linear(self.head.proj.in_features, embed_dim - dims, bias=False)
+        self.layout = nn.Linear(3 * LAYOUT_SIZE**2, dims).requires_grad_(False)
+        self.share = dims / embed_dim
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Pictures [B,3,S,S] -> embeddings [B,D] of unit norm."""
+        code = F.normalize(self.layout(layout_pixels(images)), dim=-1)
+        deep = F.normalize(self.head(self.trunk(images)), dim=-1)
+        return torch.cat([self.share**0.5 * code, (1 - self.share) ** 0.5 * deep], dim=-1)
+
+    def fit_layout(self, pixels: Tensor) -> None:
+        """Set the code from pictures [N,P]: K - 1 principal components and a constant.
+
+        A component is divided by the root of its deviation, so that the few strong ones do not drown the others. The
+        constant keeps through the normalisation how strong a picture is.
+        """
+        mean, pixels = pixels.double().mean(0), pixels.double()
+        variances, directions = torch.linalg.eigh(torch.cov(pixels.T))
+        strongest = slice(1 - self.layout.out_features, None)
+        variances = variances[strongest].clamp(min=1e-6)
+        basis = (directions[:, strongest] / variances**0.25).T  # [K - 1, P]
+        constant = variances.sqrt().sum().sqrt()  # the norm of a typical code
+        with torch.no_grad():
+            self.layout.weight.copy_(F.pad(basis, (0, 0, 0, 1)))
+            self.layout.bias.copy_(torch.cat([-basis @ mean, constant[None]]))
+
+
+def layout_pixels(images: Tensor) -> Tensor:
+    """Pictures [B,3,S,S] at 16 px, flat: [B,P]."""
+    return F.adaptive_avg_pool2d(images, LAYOUT_SIZE).flatten(1)
 
 
 def two_tower_architecture(
@@ -54,11 +106,16 @@ def two_tower_architecture(
     image_model: str = EFFICIENTNET,
     text: dict[str, Any] | None = None,
     context_length: int = 32,
+    layout_dims: int = 64,
 ) -> dict[str, Any]:
-    """Describe our CLIP: a timm image tower, a BERT text tower with mean pooling (`text` overrides MINILM_CONFIG)."""
+    """Describe our CLIP: a timm image tower, a BERT text tower with mean pooling (`text` overrides MINILM_CONFIG).
+
+    `layout_dims` of the image embedding's entries are a LayoutTower's; 0 = a plain tower.
+    """
     hf_config = {**MINILM_CONFIG, "max_position_embeddings": context_length, **(text or {})}
     return {
         "embed_dim": embed_dim,
+        "layout_dims": layout_dims,
         "custom_text": True,
         "vision_cfg": {
             "timm_model_name": image_model,
@@ -85,6 +142,14 @@ def build_clip(architecture: dict[str, Any]) -> CLIP | CustomTextCLIP:
     config = copy.deepcopy(architecture)
     if "multimodal_cfg" in config:
         raise UserError("CoCa models are captioners, not plain CLIPs; choose a CLIP model such as 'ViT-B-32'")
+    layout_dims = config.pop("layout_dims", 0)
+    module = _build_plain(config)
+    if layout_dims:
+        module.visual = LayoutTower(module.visual, config["embed_dim"], layout_dims)
+    return module
+
+
+def _build_plain(config: dict[str, Any]) -> CLIP | CustomTextCLIP:
     custom_text = config.pop("custom_text", False)
     text_cfg = config["text_cfg"]
     hf_config = text_cfg.pop("hf_config", None)

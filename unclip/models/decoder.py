@@ -1,6 +1,7 @@
 """Decoder p(x | z_i, y): a small picture from a CLIP image embedding and, if wanted, a caption (unCLIP §2.1).
 
-As in the paper z_i is added to the time embedding and becomes 4 context tokens beside the caption's. The
+As in the paper z_i is added to the time embedding and becomes 4 context tokens beside the caption's. Here it is also
+unfolded into a small map, a few channels for each patch, since z_i knows where things are (see LayoutTower). The
 paper's U-Net is replaced by a plain adaLN-zero transformer over large patches (DiT; that predicts the picture
 itself: JiT) in a thin convolutional skin at full resolution, which removes the seams between patches. A noise
 level on z_i, known to the network (Stable unCLIP), makes it robust to the errors of a prior.
@@ -51,6 +52,7 @@ class Decoder(ScaledEmbeddings, ModelMixin, ConfigMixin):
         token_dim: int = 384,
         context_tokens: int = 4,
         max_text_tokens: int = 32,
+        map_channels: int = 32,
         stem_channels: int = 16,
         skin_channels: int = 24,
         dropout: float = 0.0,
@@ -76,6 +78,8 @@ class Decoder(ScaledEmbeddings, ModelMixin, ConfigMixin):
         self.level_in = ScalarEmbedding(width, 1000.0)
         self.image_to_time = nn.Linear(embed_dim, width)
         self.image_to_context = nn.Linear(embed_dim, context_tokens * width)
+        self.image_to_map = nn.Linear(embed_dim, map_channels * (sample_size // patch_size) ** 2)
+        self.map_in = nn.Linear(map_channels, width)
         self.token_in = TokenInput(token_dim, width, max_text_tokens)
         self.null_image = nn.Parameter(torch.zeros(embed_dim))  # starts as the mean embedding
         self.null_text = nn.Parameter(torch.empty(width))
@@ -105,14 +109,15 @@ class Decoder(ScaledEmbeddings, ModelMixin, ConfigMixin):
 
     def _condition(
         self, t: Tensor, z: Tensor, noise_level: Tensor, drop_image: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """Activated condition vector [B, W] and the context tokens of z_i [B, K, W]."""
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Activated condition vector [B, W], the map of z_i [B, T, W] and its context tokens [B, K, W]."""
         z = self.normalize(z.to(self.null_image.dtype))
         if drop_image is not None:
             z = torch.where(drop_image[:, None], self.null_image, z)
             noise_level = noise_level.masked_fill(drop_image, 0.0)  # no embedding, no noise on it
         vector = self.time_in(t) + self.level_in(noise_level) + self.image_to_time(z)
-        return F.silu(vector), self.image_to_context(z).unflatten(1, (-1, self.width))
+        image_map = self.map_in(self.image_to_map(z).unflatten(1, (len(self.positions), -1)))
+        return F.silu(vector), image_map, self.image_to_context(z).unflatten(1, (-1, self.width))
 
     def _text(self, tokens: Tensor, mask: Tensor, drop_text: Tensor | None) -> tuple[Tensor, Tensor]:
         """Caption tokens [B, L, W] and which of them are real [B, L]; a dropped caption is one learned token.
@@ -155,15 +160,14 @@ class Decoder(ScaledEmbeddings, ModelMixin, ConfigMixin):
         if x.shape[2:] != (side, side):
             raise UserError(f"expected pictures of side {side}, got {tuple(x.shape[2:])}: resize them")
         noise_level = noise_level.expand(B)
-        condition, image_context = self._condition(t.expand(B), image_embeds, noise_level, drop_image)
+        condition, image_map, context = self._condition(t.expand(B), image_embeds, noise_level, drop_image)
         text_context, text_mask = self._text(text_tokens, text_mask, drop_text)
 
         stem = self.stem(x.to(self.null_image.dtype))
         patches = F.pixel_unshuffle(stem, P).flatten(2).transpose(1, 2)  # [B, T, stem * P * P]
         T = patches.shape[1]
-        h = torch.cat(
-            [self.patch_in(patches) + self.positions.to(stem.dtype), image_context, text_context], dim=1
-        )
+        patches = self.patch_in(patches) + self.positions.to(stem.dtype) + image_map
+        h = torch.cat([patches, context, text_context], dim=1)
         seen = F.pad(text_mask, (h.shape[1] - text_mask.shape[1], 0), value=True)  # [B, T + K + L]
         for block in self.blocks:
             h = block(h, condition, seen[:, None, None])
