@@ -6,11 +6,14 @@ So a run that is resumed at step s draws exactly what an uninterrupted one would
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
+
+from unclip.errors import UserError
 
 from .tasks.base import Batch, Task
 
@@ -28,7 +31,7 @@ def noise_seed(seed: int, rank: int, samples: int) -> int:
     )  # torch wants 63 bits
 
 
-class Steps(Dataset[Batch]):
+class Steps(Dataset["Batch | UserError"]):
     """Steps `start` to `stop` of a run as a dataset: item i is the batch of step start + i."""
 
     def __init__(self, task: Task, batch_size: int, start: int, stop: int, seed: int, rank: int) -> None:
@@ -39,15 +42,21 @@ class Steps(Dataset[Batch]):
     def __len__(self) -> int:
         return self.stop - self.start
 
-    def __getitem__(self, index: int) -> Batch:
+    def __getitem__(self, index: int) -> Batch | UserError:
         samples = (self.start + index) * self.batch_size
-        return self.task.draw(
-            self.batch_size, np.random.default_rng(_sequence(self.seed, self.rank, samples, _DATA))
-        )
+        rng = np.random.default_rng(_sequence(self.seed, self.rank, samples, _DATA))
+        try:
+            return self.task.draw(self.batch_size, rng)
+        except UserError as error:  # raised in a worker, DataLoader would hide it in a traceback
+            return error
 
-    def loader(self, num_workers: int, pin_memory: bool) -> DataLoader[Batch]:
-        """Batches in order, drawn ahead by `num_workers` processes."""
-        return DataLoader(
+    def batches(self, num_workers: int, pin_memory: bool) -> Iterator[Batch]:
+        """Batches in order, drawn ahead by `num_workers` processes.
+
+        Raises:
+            UserError: what `draw` raised.
+        """
+        loader: DataLoader[Batch | UserError] = DataLoader(
             self,
             batch_size=None,
             num_workers=num_workers,
@@ -55,6 +64,10 @@ class Steps(Dataset[Batch]):
             worker_init_fn=_leave_signals_to_parent,
             prefetch_factor=4 if num_workers else None,
         )
+        for batch in loader:
+            if isinstance(batch, UserError):
+                raise batch
+            yield batch
 
 
 def _leave_signals_to_parent(worker: int) -> None:

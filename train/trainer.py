@@ -99,12 +99,12 @@ class Trainer:
             self.config.seed,
             self.accelerator.process_index,
         )
-        loader = steps.loader(self.config.num_workers, pin_memory=self.device.type == "cuda")
+        batches = steps.batches(self.config.num_workers, pin_memory=self.device.type == "cuda")
         stopped = False
         with _signals() as asked_to_stop:
             self.last_checkpoint = time.monotonic(), step
             began = time.perf_counter()
-            for batch in loader:
+            for batch in batches:
                 # 3. One optimiser step, and the average of the weights behind it.
                 result = self.train_step(step, batch)
                 step += 1

@@ -72,6 +72,19 @@ def test_workers_draw_the_same_batches(toy: ModuleType, tmp_path: Path) -> None:
     assert_same(checkpoint_tensors(tmp_path / "here", 4), checkpoint_tensors(tmp_path / "workers", 4))
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_mistake_found_while_drawing_is_one_line(
+    toy: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    def draw(task: object, n: int, rng: object) -> None:
+        raise UserError("no art: give some")
+
+    monkeypatch.setattr(toy.ToyTask, "draw", draw)
+    with pytest.raises(UserError) as caught:
+        run(toy, tmp_path / "run", num_workers=workers)
+    assert str(caught.value) == "no art: give some"
+
+
 def test_accumulation_equals_the_whole_batch(toy: ModuleType, tmp_path: Path) -> None:
     whole = toy.toy_config(tmp_path / "whole")
     parts = toy.toy_config(tmp_path / "parts", accumulation=4)
