@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from unclip.files import atomic_path
+from unclip.files import atomic_path, check_writable
 
 from .pictures import grid, save_png
 from .text_to_image import UnCLIPTextToImagePipeline
@@ -38,6 +38,7 @@ SEED = 0
 
 def draw_demo(pipe: UnCLIPTextToImagePipeline, folder: Path, say: Callable[[str], object]) -> list[Path]:
     """Write a captioned grid of PROMPTS and one picture of the largest size into `folder`; tell the times."""
+    check_writable(folder)
     started = time.perf_counter()
     size = SIZE if SIZE in pipe.sizes else min(pipe.sizes)
     pictures = pipe(list(PROMPTS), size=size, generator=torch.Generator().manual_seed(SEED)).images

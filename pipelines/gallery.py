@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from PIL import Image
 
+from unclip.files import check_writable
+
 from .inputs import Settings, choose_size, prompt_list
 from .pictures import file_for, grid, save_png
 from .text_to_image import UnCLIPTextToImagePipeline
@@ -49,6 +51,7 @@ def draw(
         UserError: a prompt is empty or the size not offered; before anything is drawn.
     """
     size = choose_size(list(pipe.sizes), size, None, None)
+    check_writable(folder)
     jobs = [(prompt, seed + k) for prompt in prompt_list(prompts) for k in range(images_per_prompt)]
     drawn: list[Drawn] = []
     for start in range(0, len(jobs), batch_size):

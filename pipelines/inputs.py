@@ -145,10 +145,15 @@ def choose_size(sizes: Sequence[int], size: int | None, height: int | None, widt
     Raises:
         UserError: not square, contradictory, or not among `sizes`.
     """
-    wanted = {value for value in (size, height, width) if value is not None}
-    if not wanted:
+    given = [value for value in (size, height, width) if value is not None]
+    if not given:
         return sizes[min(1, len(sizes) - 1)]
     offered = ", ".join(map(str, sizes))
+    if not all(isinstance(value, int) for value in given):
+        raise UserError(
+            f"size, height and width are whole numbers of pixels, got {given[0]!r}; choose of: {offered}"
+        )
+    wanted = set(given)
     if len(wanted) > 1:
         raise UserError(
             f"size, height and width must agree, got {size}/{height}/{width}: pictures are square, {offered}"

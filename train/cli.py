@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from unclip.errors import UserError
+from unclip.errors import UserError, mistakes_end_the_program
 
 from .config import TrainConfig
 from .presets import preset
@@ -162,7 +162,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int)
     parser.add_argument("--device", help="cpu, cuda, mps; default: the best there is")
     options = parser.parse_intermixed_args(arguments)
-    try:
+    with mistakes_end_the_program():
         finished = train(
             options.stage,
             options.overrides,
@@ -174,7 +174,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
             seed=options.seed,
             device=options.device,
         )
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     return 0 if finished else 130  # as after Ctrl-C, so that what follows with && waits

@@ -135,10 +135,19 @@ class TrainConfig:
             UserError: no such file, or not a training config.
         """
         from omegaconf import OmegaConf
+        from omegaconf.errors import OmegaConfBaseException
+        from yaml import YAMLError
 
         if not path.is_file():
             raise UserError(f"expected a training config at {path}, found none")
-        values: Any = OmegaConf.to_container(OmegaConf.load(path))
+        try:
+            values: Any = OmegaConf.to_container(OmegaConf.load(path))
+        except (YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:
+            raise UserError(
+                f"{path} is no training config ({error}); put back the one the run wrote"
+            ) from error
+        if not isinstance(values, dict):
+            raise UserError(f"{path} is no training config (no keys); put back the one the run wrote")
         return TrainConfig(**fill(values, dataclass_slots(TrainConfig), ""))
 
 

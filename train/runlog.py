@@ -15,7 +15,7 @@ from accelerate.utils import is_tensorboard_available
 from PIL import Image
 from tqdm import tqdm
 
-from unclip.files import atomic_path
+from unclip.files import atomic_path, disk_full_is_a_user_error
 
 
 class RunLog:
@@ -91,7 +91,8 @@ class RunLog:
 
     def _write(self, values: dict[str, float]) -> None:
         if self.main:
-            with (self.output / "log.jsonl").open("a") as file:
+            path = self.output / "log.jsonl"
+            with disk_full_is_a_user_error(path), path.open("a") as file:
                 file.write(json.dumps(values) + "\n")
         numbers = {key: value for key, value in values.items() if key not in ("step", "time")}
         self.accelerator.log(numbers, step=int(values["step"]))

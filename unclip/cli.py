@@ -20,7 +20,7 @@ import typer
 
 import unclip
 from unclip.data.cli import app as data_app
-from unclip.errors import UserError
+from unclip.errors import UserError, mistakes_end_the_program, one_line
 from unclip.eval.cli import app as eval_app
 
 if TYPE_CHECKING:
@@ -280,23 +280,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     warnings.simplefilter("ignore")
     warnings.filterwarnings("default", category=UserWarning, module="unclip")
     warnings.showwarning = lambda message, *_: print(f"warning: {one_line(message)}", file=sys.stderr)
-    try:
-        app(None if arguments is None else list(arguments))
-    except UserError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        sys.exit(2)
-    except (PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError) as error:
-        print(f"error: {error.strerror}: {error.filename}; choose another path", file=sys.stderr)
-        sys.exit(2)
-    except SystemExit as end:
-        if end.code == 130:
-            print("interrupted", file=sys.stderr)
-        raise
-
-
-def one_line(message: object) -> str:
-    """A message without line breaks."""
-    return " ".join(str(message).split())
+    with mistakes_end_the_program():
+        try:
+            app(None if arguments is None else list(arguments))
+        except SystemExit as end:  # typer's own way to end on Ctrl-C
+            if end.code == 130:
+                print("interrupted", file=sys.stderr)
+            raise
 
 
 if __name__ == "__main__":

@@ -21,13 +21,14 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         UserError: the disk is full; nothing half-written is left behind.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # The suffix is kept, since writers such as PIL choose the format by it.
-    handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
-    os.close(handle)
+    with disk_full_is_a_user_error(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # The suffix is kept, since writers such as PIL choose the format by it.
+        handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
+        os.close(handle)
     temporary = Path(name)
     try:
-        with _disk_full_is_a_user_error(path):
+        with disk_full_is_a_user_error(path):
             yield temporary
         temporary.chmod(0o666 & ~_umask())  # mkstemp makes files private; a written picture is not
         os.replace(temporary, path)
@@ -43,10 +44,11 @@ def atomic_dir(path: str | Path) -> Iterator[Path]:
         UserError: the disk is full; what stood at `path` before is still there.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    with disk_full_is_a_user_error(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
     try:
-        with _disk_full_is_a_user_error(path):
+        with disk_full_is_a_user_error(path):
             yield temporary
         temporary.chmod(0o777 & ~_umask())
         if (
@@ -61,19 +63,35 @@ def atomic_dir(path: str | Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def check_writable(folder: str | Path) -> None:
+    """Make `folder` if need be, and try it, so that slow work does not end in a path that takes no files.
+
+    Raises:
+        OSError: the path is no folder, or not the user's.
+    """
+    with atomic_path(Path(folder) / "probe") as temporary:
+        temporary.touch()
+    (Path(folder) / "probe").unlink()
+
+
 @contextmanager
-def _disk_full_is_a_user_error(path: Path) -> Iterator[None]:
+def disk_full_is_a_user_error(path: Path) -> Iterator[None]:
+    """Turn the system's "no space left" while `path` is written into one line with the remedy."""
     try:
         yield
     # safetensors and torch report a full disk as their own exceptions, with the system's words inside.
     except Exception as error:
-        full = getattr(error, "errno", None) == errno.ENOSPC or "No space left on device" in str(error)
+        full = getattr(error, "errno", None) == errno.ENOSPC or any(
+            words in str(error)
+            for words in ("No space left on device", "requested and")  # numpy's words
+        )
         if not full:
             raise
-        free = shutil.disk_usage(path.parent).free
+        there = next(folder for folder in path.absolute().parents if folder.is_dir())
+        free = shutil.disk_usage(there).free
         raise UserError(
             f"no space left to write {path}: {free / 1e6:.0f} MB free; free some space or choose another "
-            "folder, then run the same command again"
+            "folder, then run the same command again (a training run that has begun: with --resume)"
         ) from error
 
 

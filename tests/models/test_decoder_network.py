@@ -29,6 +29,21 @@ def test_every_input_matters(decoder, decoder_inputs, name):
 
 
 @torch.no_grad()
+def test_the_map_of_z_i_reaches_its_own_patches(decoder, decoder_inputs):
+    """Without blocks and without the other ways of z_i, a change of the map at one patch stays near that patch."""
+    for part in (decoder.image_to_time, decoder.image_to_context):
+        part.weight.zero_()
+    decoder.blocks = torch.nn.ModuleList()
+    before = decoder(**decoder_inputs)
+    channels = decoder.config.map_channels
+    decoder.image_to_map.bias[5 * channels : 6 * channels] += 1.0  # patch 5 of 4 x 4: row 1, column 1
+    changed = (decoder(**decoder_inputs) - before).abs().amax((0, 1)) > 1e-6
+    rows, columns = changed.nonzero().T
+    # The patch is pixels 4..7; two 3 x 3 convolutions reach two pixels further.
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (2, 9, 2, 9)
+
+
+@torch.no_grad()
 def test_dropped_image_is_the_null_embedding(decoder, decoder_inputs):
     output = decoder(**decoder_inputs, drop_image=ROWS)
     assert ((difference(output, decoder(**decoder_inputs)) > 1e-4) == ROWS).all()

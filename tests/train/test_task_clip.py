@@ -181,6 +181,9 @@ def test_training_learns_and_the_saved_clip_finds_pictures(task, tmp_path):
         optimizer.step()
         losses.append(out["loss"].item())
     assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
+    again = ClipTask(ClipTask.resolve(CONFIG))  # fits the code to the same pictures: training left it alone
+    assert torch.equal(task.model.visual.layout.weight, again.model.visual.layout.weight)
+    assert not again.model.visual.layout.weight[-1].any()
     task.model.eval()
     figures = task.validate(task.model)
     assert set(figures) == {"unseen_top1", "unseen_top5"}
@@ -188,15 +191,24 @@ def test_training_learns_and_the_saved_clip_finds_pictures(task, tmp_path):
     task.save(task.model, tmp_path / "clip")
     clip = FrozenCLIP.from_pretrained(tmp_path / "clip")
     assert not torch.equal(clip.embed_std, torch.ones(16))
-    again = ClipTask(ClipTask.resolve(CONFIG))
     again.load(tmp_path / "clip")
     assert_close(dict(again.model.state_dict()), dict(task.model.state_dict()), atol=2e-3, rtol=1e-3)
+
+
+def test_a_tower_without_layout_code(tmp_path):
+    plain = ClipTask(ClipTask.resolve(replace(CONFIG, model={**CONFIG.model, "layout_dims": 0})))
+    plain.save(plain.model.eval(), tmp_path / "clip")
+    clip = FrozenCLIP.from_pretrained(tmp_path / "clip")
+    assert not hasattr(clip.model.visual, "layout")
+    assert clip.encode_image(torch.zeros(2, 3, 32, 32)).shape == (2, 16)
 
 
 def test_wrong_options_are_one_line(tmp_path, task):
     with pytest.raises(UserError, match=r"model\.image_sice: did you mean model\.image_size"):
         ClipTask.resolve(replace(CONFIG, model={"image_sice": 3}))
-    with pytest.raises(UserError, match=r"layout_dims: expected 2 to 15 \(embed_dim - 1\), or 0; got 64"):
+    with pytest.raises(
+        UserError, match=r"model\.layout_dims: expected 2 to 15 \(at embed_dim 16\), or 0; got 64"
+    ):
         ClipTask(replace(CONFIG, model={**CONFIG.model, "layout_dims": 64}))
     with pytest.raises(UserError, match=r"task\.text_tower: expected minilm or scratch"):
         ClipTask(replace(CONFIG, task={"text_tower": "bert"}))

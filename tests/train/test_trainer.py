@@ -83,6 +83,9 @@ def test_a_mistake_found_while_drawing_is_one_line(
     with pytest.raises(UserError) as caught:
         run(toy, tmp_path / "run", num_workers=workers)
     assert str(caught.value) == "no art: give some"
+    config = toy.toy_config(tmp_path / "dry")
+    with pytest.raises(UserError, match="no art"):
+        Trainer(config, toy.ToyTask(config)).seconds_per_step(1)
 
 
 def test_accumulation_equals_the_whole_batch(toy: ModuleType, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -133,7 +134,7 @@ def load_weights(model: nn.Module, folder: Path) -> None:
         raise UserError(f"initial={folder}: expected one .safetensors file there, found {len(files)}")
     try:
         model.load_state_dict(load_file(files[0]))
-    except RuntimeError as error:
+    except (OSError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(
             f"initial={folder} does not fit the model: {reason}; set the same model.* keys"

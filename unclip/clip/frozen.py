@@ -43,7 +43,7 @@ class FrozenCLIP(ModelMixin, ConfigMixin):
     """Frozen CLIP encoders.
 
     Args:
-        architecture: open_clip's model configuration; see `unclip.clip.towers` for the one addition.
+        architecture: open_clip's model configuration; see `unclip.clip.towers` for the two additions.
         tokenizer: "file" (a tokenizer.json beside the weights) or "byte_pair" (open_clip's own).
         tokenizer_options: keyword arguments of FileTokenizer (pad_id, fixed_length, clean).
         image_mean, image_std: per-channel statistics of pixels in [0, 1] that the image tower expects.

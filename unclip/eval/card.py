@@ -48,7 +48,7 @@ class Run:
 
     @property
     def hours(self) -> float:
-        """Time spent in training steps: pauses between sessions, validation and checkpoints not counted."""
+        """Time spent in training steps: interruptions, validation and checkpoints not counted."""
         seconds, before = 0.0, 0.0
         for line in self.log:
             if "samples_per_second" in line:

