@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from unclip.errors import UserError
-from unclip.files import atomic_dir, atomic_path
+from unclip.files import atomic_dir, atomic_path, check_writable
 
 
 def names(folder: Path) -> list[str]:
@@ -55,7 +55,11 @@ def test_folder_takes_the_old_ones_place(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "error",
-    [OSError(errno.ENOSPC, "No space left on device"), RuntimeError("I/O error: No space left on device")],
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        RuntimeError("I/O error: No space left on device"),
+        OSError("1000 requested and 10 written"),  # numpy's
+    ],
 )
 @pytest.mark.parametrize("writer", [atomic_path, atomic_dir])
 def test_a_full_disk_is_the_users_affair(tmp_path: Path, writer: object, error: Exception) -> None:
@@ -70,3 +74,11 @@ def test_a_full_disk_is_the_users_affair(tmp_path: Path, writer: object, error: 
 def test_other_errors_stay_what_they_are(tmp_path: Path, writer: object) -> None:
     with pytest.raises(PermissionError), writer(tmp_path / "target"):  # type: ignore[operator]
         raise PermissionError(errno.EACCES, "denied")
+
+
+def test_a_folder_is_tried_before_slow_work(tmp_path: Path) -> None:
+    check_writable(tmp_path / "new" / "folder")
+    assert names(tmp_path / "new" / "folder") == []
+    (tmp_path / "file").touch()
+    with pytest.raises((FileExistsError, NotADirectoryError)):
+        check_writable(tmp_path / "file")

@@ -11,7 +11,7 @@ import difflib
 import inspect
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -167,9 +167,9 @@ def dataclass_slots(kind: type) -> dict[str, Slot]:
     }
 
 
-def network_slots(network: type, without: Iterable[str]) -> dict[str, Slot]:
-    """The constructor arguments of a network, but for those that are not the user's to set."""
-    hints = typing.get_type_hints(network.__init__)  # type: ignore[misc]
+def network_slots(network: Callable[..., Any], without: Iterable[str]) -> dict[str, Slot]:
+    """The arguments of a network's class (or of a function), but for those that are not the user's to set."""
+    hints = typing.get_type_hints(network.__init__ if isinstance(network, type) else network)  # type: ignore[misc]
     parameters = inspect.signature(network).parameters
     return {
         name: Slot(hints.get(name, Any), MISSING if p.default is inspect.Parameter.empty else p.default)

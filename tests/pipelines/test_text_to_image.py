@@ -240,6 +240,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"prompt": ["a", "  "]}, "prompt is empty"),
     ({"prompt": []}, "empty list"),
     ({"prompt": "a", "size": 128}, "128 is not offered: this model makes 16, 64, 256"),
+    ({"prompt": "a", "size": [64, 64]}, "whole numbers of pixels, got .64, 64."),
     ({"prompt": "a", "height": 64, "width": 16}, "must agree"),
     ({"prompt": "a", "num_images_per_prompt": 0}, "num_images_per_prompt"),
     ({"prompt": "a", "output_type": "jpeg"}, "pil, np, pt, latent"),

@@ -100,6 +100,13 @@ def test_a_resumed_run_keeps_what_defines_it(tmp_path: Path) -> None:
         configure("decoder", None, [], {"output": str(tmp_path / "none")}, resume=True)
 
 
+@pytest.mark.parametrize("content", ["steps: [1", "- steps", "\xff"])
+def test_a_damaged_config_is_named(tmp_path: Path, content: str) -> None:
+    (tmp_path / "config.yaml").write_bytes(content.encode("latin-1"))
+    with pytest.raises(UserError, match=r"config\.yaml is no training config"):
+        TrainConfig.load(tmp_path / "config.yaml")
+
+
 def test_the_command_line_imports_nothing_heavy() -> None:
     code = "import sys, unclip.train.cli; print([m for m in ('torch', 'numpy', 'diffusers') if m in sys.modules])"
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout

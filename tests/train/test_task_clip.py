@@ -210,6 +210,17 @@ def test_wrong_options_are_one_line(tmp_path, task):
         UserError, match=r"model\.layout_dims: expected 2 to 15 \(at embed_dim 16\), or 0; got 64"
     ):
         ClipTask(replace(CONFIG, model={**CONFIG.model, "layout_dims": 64}))
+    for wrong, message in (
+        ({"image_model": "tf_efficientnet_lite7"}, "did you mean tf_efficientnet_lite"),
+        ({"text": {"hidden_sice": 3}}, r"model\.text\.hidden_sice: did you mean model\.text\.hidden_size"),
+    ):
+        with pytest.raises(UserError, match=message):
+            ClipTask.resolve(replace(CONFIG, model={**CONFIG.model, **wrong}))
+    pretrained = replace(CONFIG, model={"image_model": "resnet18"}, task={})
+    with pytest.raises(UserError, match=r"got model\.image_model=resnet18: start it from scratch"):
+        ClipTask.resolve(pretrained)
+    with pytest.raises(UserError, match="positions for 1 to 512 tokens, got 600"):
+        ClipTask.resolve(replace(CONFIG, model={"context_length": 600}, task={}))
     with pytest.raises(UserError, match=r"task\.text_tower: expected minilm or scratch"):
         ClipTask(replace(CONFIG, task={"text_tower": "bert"}))
     task.save(task.model.eval(), tmp_path / "clip")

@@ -6,6 +6,7 @@ To add a stage: subclass `Task`, name it in `unclip.train.tasks.TASKS`, and writ
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -36,7 +37,7 @@ class Task:
     """One stage of training; subclasses set `model` in their constructor.
 
     `Options` is a frozen dataclass: the task's own options with their defaults, filled from `config.task`.
-    `network` is the class of the model, whose constructor arguments are the valid keys of `config.model`.
+    `network` makes the model or its description; its arguments are the valid keys of `config.model`.
     """
 
     name: ClassVar[str]
@@ -50,8 +51,8 @@ class Task:
         self.options: Any = self.Options(**fill(config.task, dataclass_slots(self.Options), "task."))
 
     @classmethod
-    def network(cls) -> type[nn.Module] | None:
-        """The class of the model, or None where `config.model` is checked by the task itself."""
+    def network(cls) -> Callable[..., Any] | None:
+        """What `config.model` are the arguments of; None where it is not looked at."""
         return None
 
     @classmethod

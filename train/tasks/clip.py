@@ -7,12 +7,15 @@ may then be true of several pictures of its batch; those pairs are left out of t
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
+import timm
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -23,6 +26,7 @@ from unclip.clip.retrieval import paraphrases, same_meaning, top_k_accuracy
 from unclip.clip.tokenize import FileTokenizer, make_word_pieces
 from unclip.clip.towers import (
     EFFICIENTNET,
+    MINILM_CONFIG,
     build_clip,
     freeze_lower_layers,
     layout_pixels,
@@ -35,7 +39,7 @@ from unclip.data import CaptionedImages, ComposedScenes
 from unclip.data.images import on_background
 from unclip.errors import UserError
 
-from ..config import TrainConfig, dataclass_slots, fill
+from ..config import Slot, TrainConfig, fill
 from ..pictures import load_thumbnails
 from .base import Batch, Task
 from .clip_batches import PictureIndex, normal_text, place
@@ -43,18 +47,6 @@ from .embedded import load_pictures
 
 LABELS = ("caption", "concept", "style", "names_style")  # what `same_meaning` asks for
 HELD_OUT = ("style", "tone", "attribute", "unseen")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClipModel:
-    """What `config.model` may set: arguments of `two_tower_architecture`."""
-
-    embed_dim: int = 256
-    image_size: int = 96
-    image_model: str = EFFICIENTNET
-    context_length: int = 32
-    layout_dims: int = 64  # entries of the embedding that hold the picture at 16 px; 0 = none
-    text: dict[str, Any] = field(default_factory=dict)  # overrides of MiniLM's transformers configuration
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,15 +108,41 @@ class ClipTask(Task):
         self._scenes: dict[int, tuple[np.ndarray, str]] = {}
 
     @classmethod
+    def network(cls) -> Callable[..., Any]:
+        return two_tower_architecture
+
+    @classmethod
+    def derived(cls) -> set[str]:
+        """Nothing: the CLIP is the first of the stages."""
+        return set()
+
+    @classmethod
     def resolve(cls, config: TrainConfig) -> TrainConfig:
-        """The config with every default written out; unknown keys of `config.model` are a UserError."""
+        """The config with every default written out.
+
+        Raises:
+            UserError: an unknown key, or towers that their pretrained weights do not fit.
+        """
         config = super().resolve(config)
-        return replace(config, model=fill(config.model, dataclass_slots(ClipModel), "model."))
+        model, task = config.model, config.task
+        fill(model["text"] or {}, {k: Slot(type(v), v) for k, v in MINILM_CONFIG.items()}, "model.text.")
+        image_model, window = model["image_model"], model["context_length"]
+        if not timm.is_model(image_model):
+            nearest = difflib.get_close_matches(image_model, timm.list_models(), n=1, cutoff=0.0)[0]
+            raise UserError(f"timm has no model.image_model={image_model}: did you mean {nearest}?")
+        if task["image_tower"] == "efficientnet" and image_model != EFFICIENTNET:
+            raise UserError(
+                f"the pretrained image tower is {EFFICIENTNET}, got model.image_model={image_model}: "
+                "start it from scratch with task.image_tower=scratch"
+            )
+        if task["text_tower"] == "minilm" and not 1 <= window <= 512:
+            raise UserError(f"model.context_length: MiniLM has positions for 1 to 512 tokens, got {window}")
+        return config
 
     def _architecture(self) -> dict[str, Any]:
-        options = fill(self.config.model, dataclass_slots(ClipModel), "model.")
+        options = dict(self.resolve(self.config).model)
         if self.options.text_tower == "scratch":
-            options["text"] = {**options["text"], "vocab_size": self._word_pieces.get_vocab_size()}
+            options["text"] = {**(options["text"] or {}), "vocab_size": self._word_pieces.get_vocab_size()}
         return two_tower_architecture(**options)
 
     @cached_property
