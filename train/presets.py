@@ -78,8 +78,8 @@ def decoder_emoji() -> TrainConfig:
 
     unclip train decoder --preset emoji --data DATA --output RUN cache=CACHE clip=CLIP
 
-    1 hour on 2 cores (30 samples/s): a loss of .083 on held-out pictures. More than half of the training times are noisy
-    ones (median t = .65): what a picture is and where its parts are is decided there.
+    1 hour on 2 cores (30 samples/s): a loss of .083 on held-out pictures. Most training times are noisy ones (median
+    t = .65): what a picture is and where its parts are is decided there.
     """
     return TrainConfig(
         stage="decoder",

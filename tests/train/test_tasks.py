@@ -68,7 +68,7 @@ def test_draw_loss_validate_save(stage: str, tmp_path: Path) -> None:
     assert_close(dict(fresh.model.state_dict()), dict(task.model.state_dict()), rtol=0, atol=0)
     (file,) = (tmp_path / "model").glob("*.safetensors")
     file.write_bytes(file.read_bytes()[:-100])
-    with pytest.raises(UserError, match="initial=.* does not fit the model"):
+    with pytest.raises(UserError, match=r"initial=.* does not fit the model"):
         task_of(stage, "unused", f"initial={tmp_path / 'model'}")
 
 
