@@ -50,11 +50,13 @@ class Settings:
             if name.startswith("num_") or name.endswith("_steps"):
                 if not isinstance(value, int) or value < 1:
                     raise UserError(f"{name} must be a whole number of at least 1, got {value!r}")
-            elif name.endswith("_scale"):
+                continue
+            if name.endswith("_scale"):
                 if value < 0:
                     raise UserError(f"{name} must be 0 or more (1 = no guidance), got {value!r}")
             elif not 0 <= value <= 1:
                 raise UserError(f"{name} must lie between 0 (clean) and 1 (noise only), got {value!r}")
+            object.__setattr__(self, name, float(value))  # saved with the model, where diffusers checks the type
 
 
 @dataclass(frozen=True, kw_only=True)

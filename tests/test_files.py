@@ -48,8 +48,12 @@ def test_folder_takes_the_old_ones_place(tmp_path: Path) -> None:
     assert names(target) == ["old.txt"]
     with atomic_dir(target) as temporary:
         (temporary / "new.txt").write_text("new")
+        (temporary / "new.txt").chmod(0o600)
         assert names(target) == ["old.txt"]
     assert names(target) == ["new.txt"]
+    (tmp_path / "usual").touch()
+    assert (target / "new.txt").stat().st_mode == (tmp_path / "usual").stat().st_mode
+    (tmp_path / "usual").unlink()
     assert names(tmp_path) == ["model"]
 
 

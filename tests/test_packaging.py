@@ -95,6 +95,7 @@ def test_wheel_holds_the_weights(wheel: Path) -> None:
     }
     names = set(zipfile.ZipFile(wheel).namelist())
     assert "unclip/py.typed" in names
+    assert "unclip/weights/emoji/model_index.json" in here
     assert here | {PROBE} <= names
 
 

@@ -51,6 +51,8 @@ def atomic_dir(path: str | Path) -> Iterator[Path]:
         with disk_full_is_a_user_error(path):
             yield temporary
         temporary.chmod(0o777 & ~_umask())
+        for file in filter(Path.is_file, temporary.rglob("*")):  # safetensors makes its files private too
+            file.chmod(0o666 & ~_umask())
         if (
             path.exists()
         ):  # moved aside, not removed first: a kill in between loses neither the old nor the new
