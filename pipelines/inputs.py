@@ -56,7 +56,8 @@ class Settings:
                     raise UserError(f"{name} must be 0 or more (1 = no guidance), got {value!r}")
             elif not 0 <= value <= 1:
                 raise UserError(f"{name} must lie between 0 (clean) and 1 (noise only), got {value!r}")
-            object.__setattr__(self, name, float(value))  # saved with the model, where diffusers checks the type
+            # Saved with the model, where diffusers checks the type.
+            object.__setattr__(self, name, float(value))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -66,14 +66,17 @@ def atomic_dir(path: str | Path) -> Iterator[Path]:
 
 
 def check_writable(folder: str | Path) -> None:
-    """Make `folder` if need be, and try it, so that slow work does not end in a path that takes no files.
+    """See that files can be written to `folder`, there or yet to be made, before slow work; nothing is written.
 
     Raises:
-        OSError: the path is no folder, or not the user's.
+        NotADirectoryError, PermissionError: the path leads through a file, or is not the user's.
     """
-    with atomic_path(Path(folder) / "probe") as temporary:
-        temporary.touch()
-    (Path(folder) / "probe").unlink()
+    path = Path(folder).absolute()
+    there = next(each for each in (path, *path.parents) if each.exists())
+    if not there.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(there))
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(there))
 
 
 @contextmanager

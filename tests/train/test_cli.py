@@ -98,9 +98,10 @@ def test_a_dry_run_writes_nothing(
 def test_mistakes_are_one_line_and_write_nothing(
     change: list[str], message: str, emoji_fixture: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code = main(arguments("decoder", emoji_fixture, tmp_path / "run", *change))
+    with pytest.raises(SystemExit) as end:
+        main(arguments("decoder", emoji_fixture, tmp_path / "run", *change))
     error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert code == 2
+    assert end.value.code == 2
     assert error.startswith("error: ")
     assert message in error
     assert not (tmp_path / "run").exists()
