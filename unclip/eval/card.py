@@ -302,7 +302,8 @@ def _training(facts: Facts) -> str:
         )
         rows.append(cells)
     table = _table(("stage", "run", "steps", "samples", "hours", "last loss", "validation"), rows)
-    built = [f"unclip data build emoji --out {short_path('data/emoji')}"]
+    data = next((run.config["data"] for run in facts.runs if run.config.get("data")), "data/emoji")
+    built = [f"unclip data build emoji --out {short_path(str(data))}"]
     commands = "\n".join([*built, *(run.command for run in facts.runs if run.command), *facts.commands])
     return f"""## Training
 
