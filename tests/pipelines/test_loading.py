@@ -65,7 +65,7 @@ def _truncate(path: Path, keep: int) -> None:
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 DAMAGE = {
-    "weights cut off": (lambda m: _truncate(m / "decoder" / WEIGHTS, 5000), "decoder.*truncated: expected"),
+    "weights cut off": (lambda m: _truncate(m / "decoder" / WEIGHTS, 8000), "decoder.*truncated: expected"),
     "header cut off": (lambda m: _truncate(m / "prior" / WEIGHTS, 100), "prior.*truncated: its header"),
     "empty": (lambda m: _truncate(m / "clip" / WEIGHTS, 0), "clip.*no safetensors file .0 bytes"),
     "not weights": (lambda m: (m / "clip" / WEIGHTS).write_text("version https://git-lfs"), "no safetensors file"),

@@ -61,7 +61,7 @@ class LayoutTower(nn.Module):
     Shapes: B batch, D embed_dim, K dims, P = 3 * 16 * 16.
     """
 
-    def __init__(self, tower: nn.Module, embed_dim: int, dims: int) -> None:
+    def __init__(self, tower: Any, embed_dim: int, dims: int) -> None:
         super().__init__()
         most = min(embed_dim - 1, 3 * LAYOUT_SIZE**2 + 1)
         if not 2 <= dims <= most:
@@ -69,7 +69,8 @@ class LayoutTower(nn.Module):
                 f"model.layout_dims: expected 2 to {most} (at embed_dim {embed_dim}), or 0; got {dims}"
             )
         self.image_size = tower.image_size
-        self.trunk, self.head = tower.trunk, tower.head
+        self.trunk: Any = tower.trunk
+        self.head: Any = tower.head
         self.head.proj = nn.Linear(self.head.proj.in_features, embed_dim - dims, bias=False)
         self.layout = nn.Linear(3 * LAYOUT_SIZE**2, dims).requires_grad_(False)
         self.share = dims / embed_dim

@@ -116,7 +116,8 @@ class Decoder(ScaledEmbeddings, ModelMixin, ConfigMixin):
             z = torch.where(drop_image[:, None], self.null_image, z)
             noise_level = noise_level.masked_fill(drop_image, 0.0)  # no embedding, no noise on it
         vector = self.time_in(t) + self.level_in(noise_level) + self.image_to_time(z)
-        image_map = self.map_in(self.image_to_map(z).unflatten(1, (len(self.positions), -1)))
+        T = (self.sample_size // self.patch_size) ** 2
+        image_map = self.map_in(self.image_to_map(z).unflatten(1, (T, -1)))
         return F.silu(vector), image_map, self.image_to_context(z).unflatten(1, (-1, self.width))
 
     def _text(self, tokens: Tensor, mask: Tensor, drop_text: Tensor | None) -> tuple[Tensor, Tensor]:
