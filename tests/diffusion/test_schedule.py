@@ -69,6 +69,24 @@ def test_training_times_of_the_chain_are_uniform_indices(generator: torch.Genera
     assert_close(t, t.round())
 
 
+def test_skewed_training_times_crowd_at_the_noisy_end(generator: torch.Generator) -> None:
+    t = make_schedule("cosine", num_steps=1000, skew=3.0).sample_t(40000, generator)
+    for level in (0.25, 0.5, 0.8):
+        assert_close((t < 1000 * level).float().mean().item(), level**3, rtol=0, atol=0.01)
+    assert t.max() == 999
+    with pytest.raises(UserError, match="must be positive"):
+        make_schedule("cosine", skew=0.0)
+
+
+def test_the_training_times_of_one_sample_come_from_equal_shares(generator: torch.Generator) -> None:
+    schedule = make_schedule("flow")
+    t = schedule.sample_t(500, generator, each=4).view(500, 4)
+    bounds = schedule.training_time(torch.tensor([0.25, 0.5, 0.75]))
+    assert torch.equal(torch.bucketize(t, bounds), torch.arange(4).expand(500, 4))
+    lone = schedule.sample_t(2000, torch.Generator().manual_seed(0))
+    assert_close(t.flatten().logit().std(), lone.logit().std(), rtol=0.05, atol=0)
+
+
 def test_training_times_of_the_flow_are_logit_normal(generator: torch.Generator) -> None:
     t = FlowSchedule(mean=-0.8, std=0.8).sample_t(40000, generator)
     logit = torch.logit(t.double())

@@ -10,18 +10,37 @@ from unclip.errors import UserError
 from unclip.models import DiffusionPrior
 
 
+def whole_sequence(prior, z, t, text_tokens, text_mask, text_embeds):
+    """The prior without any cache: one pass of all tokens under one causal mask."""
+    prefix = prior._prefix_tokens(text_tokens, text_mask, text_embeds)
+    h = torch.cat([prefix, prior._step_tokens(z, t)], dim=1)
+    B, S = h.shape[:2]
+    real = torch.cat([text_mask, torch.ones(B, S - text_mask.shape[1], dtype=torch.bool)], dim=1)
+    mask = (torch.ones(S, S, dtype=torch.bool).tril() & real[:, None]) | torch.eye(S, dtype=torch.bool)
+    for block in prior.blocks:
+        h = block.advance(h, mask[:, None], *block.heads_of(h))
+    return prior.out(prior.norm_out(h[:, -1]))
+
+
 @torch.no_grad()
-def test_cached_prefix_gives_the_uncached_output(prior, text, noised):
-    whole = prior(noised["z"], noised["t"], **text)
+def test_cached_prefix_gives_the_output_of_the_whole_sequence(prior, text, noised):
+    whole = whole_sequence(prior, noised["z"], noised["t"], **text)
     assert whole.shape == noised["z"].shape
     assert_close(prior(noised["z"], noised["t"], **prior.prefix(**text)), whole)
+    assert_close(prior(noised["z"], noised["t"], **text), whole)
 
 
-@torch.no_grad()
-def test_prefix_repeats_for_candidates(prior, text, noised):
+def test_one_text_serves_several_rows_forward_and_backward(prior, text, noised):
     z, t = torch.randn(6, 12), torch.rand(6)
     repeated = {name: tensor.repeat_interleave(2, dim=0) for name, tensor in text.items()}
-    assert_close(prior(z, t, **prior.prefix(**text).repeat(2)), prior(z, t, **repeated))
+    gradients = []
+    for made in (prior(z, t, **text), whole_sequence(prior, z, t, **repeated)):
+        prior.zero_grad()
+        made.square().sum().backward()
+        gradients.append((made.detach(), [p.grad.clone() for p in prior.parameters() if p.grad is not None]))
+    assert_close(gradients[0], gradients[1], rtol=1e-4, atol=1e-5)
+    with torch.no_grad():
+        assert_close(prior(z, t, **prior.prefix(**text).repeat(2)), gradients[0][0])
 
 
 @torch.no_grad()
@@ -100,6 +119,8 @@ def test_wrong_conditions_are_explained(prior, text, noised, change, message):
 def test_wrong_sizes_are_explained(prior, text, noised):
     with pytest.raises(UserError, match="prefix of 3 rows, as many as x, got 6"):
         prior(noised["z"], noised["t"], **prior.prefix(**text).repeat(2))
+    with pytest.raises(UserError, match="prefix of 4 rows, as many as x, got 3"):
+        prior(torch.zeros(4, 12), torch.zeros(4), **text)
     with pytest.raises(UserError, match="positive std"):
         prior.set_embed_statistics(torch.zeros(12), torch.zeros(12))
     with pytest.raises(UserError, match="multiple of heads"):

@@ -78,10 +78,10 @@ class DecoderTask(Task):
 
     def draw(self, n: int, rng: np.random.Generator) -> Batch:
         """Pictures [n, 3, S, S] uint8, z_i [n, D], caption states and mask, noise level of z_i, what to drop."""
-        indices = self.data.sampling.draw(n, rng)
+        indices, captions = self.data.draw(n, rng)
         level = np.where(rng.random(n) < self.options.clean_share, 0.0, rng.random(n))
         return {
-            **self._samples(indices, self.data.draw_captions(indices, rng)),
+            **self._samples(indices, captions),
             "noise_level": torch.from_numpy(level.astype(np.float32)),
             "drop_image": torch.from_numpy(rng.random(n) < self.options.drop_image),
             "drop_text": torch.from_numpy(rng.random(n) < self.options.drop_text),
@@ -120,8 +120,7 @@ class DecoderTask(Task):
     def _held_out_loss(self, model: nn.Module, x0: Tensor, condition: Batch) -> float:
         """Mean over held-out pictures, each at a time of its own (evenly spread), with clean z_i and the caption."""
         generator = torch.Generator(x0.device).manual_seed(0)
-        quantiles = (torch.arange(len(x0), device=x0.device) + 0.5) / len(x0)
-        t = torch.sigmoid(self.schedule.mean + self.schedule.std * torch.special.ndtri(quantiles))
+        t = self.schedule.training_time((torch.arange(len(x0), device=x0.device) + 0.5) / len(x0))
         denoiser = Denoiser(model, self.schedule, "sample")
         noise = normal_like(x0, generator)
         total = 0.0

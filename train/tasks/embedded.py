@@ -25,6 +25,11 @@ RANDOM_CLIP: dict[str, Any] = {
 }
 
 
+# A batch is one of so many that are drawn and sorted by the captions' lengths: more would save little padding more,
+# and make the batches less alike.
+LENGTH_GROUPS = 4
+
+
 class Sampling:
     """Draws sample indices by weight from those that are not held out; samples of weight 0 do not exist for it.
 
@@ -67,6 +72,7 @@ class EmbeddedPictures:
         self._caption_count = np.array([len(each) for each in captions])
         self._caption_start = np.cumsum(self._caption_count) - self._caption_count
         self._captions = np.concatenate(captions)
+        self._caption_lengths = np.asarray(self.cache.lengths)
 
     @property
     def embed_dim(self) -> int:
@@ -89,6 +95,17 @@ class EmbeddedPictures:
             "held_out": len(self.sampling.held_out),
             "captions": len(self.cache.text_embeds),
         }
+
+    def draw(self, n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Indices [n] of samples and of a caption of each; the captions are of like lengths: little is padding.
+
+        Over many batches each sample and each caption is as frequent as if they were drawn one by one.
+        """
+        indices = self.sampling.draw(n * LENGTH_GROUPS, rng)
+        captions = self.draw_captions(indices, rng)
+        groups = np.argsort(self._caption_lengths[captions], kind="stable").reshape(LENGTH_GROUPS, n)
+        chosen = groups[rng.integers(LENGTH_GROUPS)]
+        return indices[chosen], captions[chosen]
 
     def draw_captions(self, indices: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """One caption index for each sample, any of its forms."""

@@ -30,6 +30,8 @@ class PriorOptions:
     """Options of the prior's task."""
 
     drop_text: float = 0.1  # probability that a caption becomes ""
+    noises: int = 1  # noised z_i for each caption, whose tokens are computed once for all of them
+    time_skew: float = 1.0  # of the training times; above 1 more of them are noisy (see DiscreteSchedule)
     held_out: int = 256
     sampling_steps: int = 16  # of the samples drawn at each validation
 
@@ -54,7 +56,7 @@ class PriorTask(Task):
                 f"clip={config.clip} has embeddings of {self._empty.embeds.shape[1]} and states of "
                 f"{self._empty.tokens.shape[2]}, the cache of {D} and {C}: give the CLIP that made the cache"
             )
-        self.schedule = DiscreteSchedule.cosine()
+        self.schedule = DiscreteSchedule.cosine(skew=self.options.time_skew)
         self.measure = SimpleLoss(target="sample")
         self.model = DiffusionPrior(
             **config.model,
@@ -72,16 +74,16 @@ class PriorTask(Task):
 
     def draw(self, n: int, rng: np.random.Generator) -> Batch:
         """z_i [n, D] with a caption's states [n, L, C], mask [n, L] and embedding z_t [n, D]."""
-        indices = self.data.sampling.draw(n, rng)
-        batch = self._samples(indices, self.data.draw_captions(indices, rng))
+        batch = self._samples(*self.data.draw(n, rng))
         return self._drop(batch, torch.from_numpy(rng.random(n) < self.options.drop_text))
 
     def loss(self, model: nn.Module, batch: Batch, generator: torch.Generator) -> Batch:
         """Squared error of z_i in the scaled space; logs its cosine to the true one."""
-        z = batch["image_embeds"]
+        n = self.options.noises
+        z = batch["image_embeds"].repeat_interleave(n, dim=0)
         text = {key: value for key, value in batch.items() if key != "image_embeds"}
         x0 = self.model.normalize(z)
-        t = self.schedule.sample_t(len(x0), generator)
+        t = self.schedule.sample_t(len(batch["image_embeds"]), generator, each=n)
         noise = normal_like(x0, generator)
         denoiser = Denoiser(model, self.schedule, "sample")
         prediction, _ = denoiser.predict(add_noise(x0, noise, *self.schedule.alpha_sigma(t)), t, text)

@@ -77,6 +77,11 @@ class EmbeddingCache:
     token_states: Tensor  # float16 [T, C]
     token_offsets: Tensor  # int64 [M + 1]: text m has rows offsets[m] : offsets[m + 1]
 
+    @property
+    def lengths(self) -> Tensor:
+        """How many tokens each text has, int64 [M]."""
+        return self.token_offsets.diff()
+
     def tokens(self, caption_indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         """(states float32 [B, L, C], mask bool [B, L]) of some texts; L is the longest of them."""
         starts = self.token_offsets[torch.as_tensor(caption_indices)]

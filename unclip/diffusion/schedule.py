@@ -39,8 +39,17 @@ class Schedule(ABC):
         """
 
     @abstractmethod
-    def sample_t(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        """Draw `n` training times: float32 [n] on the generator's device."""
+    def training_time(self, quantile: Tensor) -> Tensor:
+        """The time below which a share `quantile` in [0, 1) of the training times lies; shaped like it, float32."""
+
+    def sample_t(self, n: int, generator: torch.Generator | None = None, each: int = 1) -> Tensor:
+        """Draw training times for `n` samples, `each` for every one: float32 [n · each] on the generator's device.
+
+        The times of a sample stand in succession and come from one equal share of all times each.
+        """
+        device = None if generator is None else generator.device
+        u = torch.rand(n, each, generator=generator, device=device)
+        return self.training_time(((torch.arange(each, device=device) + u) / each).flatten())
 
     def to_level(self, t: Tensor) -> Tensor:
         """Times as a fraction of the noisiest one, in [0, 1]."""
@@ -54,12 +63,16 @@ class DiscreteSchedule(Schedule):
 
     Args:
         betas: variances beta_1…beta_T of the forward steps, each in (0, 1].
+        skew: training times have a density that grows as t^(skew - 1): uniform for 1, as in the paper; above 1 more
+            of them are noisy, where a condition decides and not the data that still shines through.
     """
 
     betas: Tensor  # [T] float64
     alphas_cumprod: Tensor  # [T] float64, alpha-bar of DDPM = alpha_t²
 
-    def __init__(self, betas: Tensor | Sequence[float]) -> None:
+    def __init__(self, betas: Tensor | Sequence[float], skew: float = 1.0) -> None:
+        if skew <= 0:
+            raise UserError(f"the skew of the training times must be positive, got {skew}: 1 is uniform")
         betas = torch.as_tensor(betas, dtype=torch.float64).cpu()
         if betas.ndim != 1 or len(betas) < 2 or not bool(((betas > 0) & (betas <= 1)).all()):
             raise UserError(
@@ -67,6 +80,7 @@ class DiscreteSchedule(Schedule):
                 f"values from {betas.min():g} to {betas.max():g}"
             )
         self.betas = betas
+        self.skew = skew
         self.alphas_cumprod = torch.cumprod(1 - betas, dim=0)
         log_snr = 0.5 * (self.alphas_cumprod.log() - (1 - self.alphas_cumprod).log())
         self.log_snr = log_snr.clamp(-MAX_LOG_SNR, MAX_LOG_SNR)  # [T] log(alpha/sigma), decreasing
@@ -74,17 +88,19 @@ class DiscreteSchedule(Schedule):
 
     @classmethod
     def linear(
-        cls, num_steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02
+        cls, num_steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02, skew: float = 1.0
     ) -> DiscreteSchedule:
         """Linear betas (DDPM §4)."""
-        return cls(torch.linspace(beta_start, beta_end, num_steps, dtype=torch.float64))
+        return cls(torch.linspace(beta_start, beta_end, num_steps, dtype=torch.float64), skew)
 
     @classmethod
-    def cosine(cls, num_steps: int = 1000, s: float = 0.008, max_beta: float = 0.999) -> DiscreteSchedule:
+    def cosine(
+        cls, num_steps: int = 1000, s: float = 0.008, max_beta: float = 0.999, skew: float = 1.0
+    ) -> DiscreteSchedule:
         """alpha-bar(u) = cos²((u + s) / (1 + s) · pi/2), betas cut at `max_beta` (Improved DDPM, eq. 17)."""
         u = torch.linspace(0, 1, num_steps + 1, dtype=torch.float64)
         alphas_cumprod = torch.cos((u + s) / (1 + s) * math.pi / 2) ** 2
-        return cls((1 - alphas_cumprod[1:] / alphas_cumprod[:-1]).clamp(max=max_beta))
+        return cls((1 - alphas_cumprod[1:] / alphas_cumprod[:-1]).clamp(max=max_beta), skew)
 
     def __len__(self) -> int:
         return len(self.betas)
@@ -103,10 +119,8 @@ class DiscreteSchedule(Schedule):
         fraction = (table[above - 1] - log_snr) / (table[above - 1] - table[above])
         return (above - 1 + fraction).clamp(0, self.t_max)
 
-    def sample_t(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        """Uniform over the T steps."""
-        device = None if generator is None else generator.device
-        return torch.randint(len(self), (n,), generator=generator, device=device).float()
+    def training_time(self, quantile: Tensor) -> Tensor:
+        return (len(self) * quantile ** (1 / self.skew)).floor().clamp(max=self.t_max)
 
 
 class FlowSchedule(Schedule):
@@ -131,9 +145,8 @@ class FlowSchedule(Schedule):
         alpha, sigma = at_least_float32(alpha), at_least_float32(sigma)
         return sigma / (alpha + sigma)
 
-    def sample_t(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        device = None if generator is None else generator.device
-        return torch.sigmoid(self.mean + self.std * torch.randn(n, generator=generator, device=device))
+    def training_time(self, quantile: Tensor) -> Tensor:
+        return torch.sigmoid(self.mean + self.std * torch.special.ndtri(quantile))
 
 
 def make_schedule(name: str, **options: Any) -> Schedule:

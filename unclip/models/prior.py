@@ -63,12 +63,10 @@ class CausalBlock(nn.Module):
         self.feed_forward = FeedForward(width)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, mask: Tensor, past: tuple[Tensor, Tensor] | None = None) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor, past: tuple[Tensor, Tensor]) -> Tensor:
         """x [B, T, W], mask [B, 1, T, S], past keys and values [B, H, S-T, d] -> [B, T, W]."""
         q, k, v = self.heads_of(x)
-        if past is not None:
-            k, v = torch.cat([past[0], k], dim=2), torch.cat([past[1], v], dim=2)
-        return self.advance(x, mask, q, k, v)
+        return self.advance(x, mask, q, torch.cat([past[0], k], dim=2), torch.cat([past[1], v], dim=2))
 
     def heads_of(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values of x, each [B, H, T, d]."""
@@ -177,31 +175,32 @@ class DiffusionPrior(ScaledEmbeddings, ModelMixin, ConfigMixin):
             x: [B, D], noised image embedding in the scaled space (see `normalize`).
             t: [B], time in the units of the training schedule.
             text_mask: [B, L] bool, True = real token.
-            text_tokens, text_embeds: [B, L, C] token states and [B, D] of unit norm; or, in their place,
+            text_tokens, text_embeds: [B, L, C] token states and [B, D] of unit norm; a text of fewer rows P serves
+                B / P rows of x in succession each, and is computed once for them. Or, in their place,
             prefix_keys, prefix_values: the tensors made by `prefix`, as in `forward(x, t, **prefix)`.
 
         Returns: [B, D], the clean embedding in the scaled space.
         Raises: UserError if neither the text nor a prefix of as many rows is given.
         """
-        steps = self._step_tokens(x, t)
-        pasts: list[tuple[Tensor, Tensor] | None]
-        if prefix_keys is not None and prefix_values is not None:
-            if len(prefix_keys) != len(x):
+        if prefix_keys is None or prefix_values is None:
+            if text_tokens is None or text_embeds is None:
                 raise UserError(
-                    f"expected a prefix of {len(x)} rows, as many as x, got {len(prefix_keys)}: "
-                    "give every candidate its own by PrefixCache.repeat"
+                    "expected text_tokens and text_embeds, or the prefix that prefix() makes of them, got neither"
                 )
-            h = steps
-            mask = self._mask(text_mask, 3, 3 + prefix_keys.shape[3])
-            pasts = list(zip(prefix_keys.unbind(1), prefix_values.unbind(1), strict=True))
-        elif text_tokens is not None and text_embeds is not None:
-            h = torch.cat([self._prefix_tokens(text_tokens, text_mask, text_embeds), steps], dim=1)
-            mask = self._mask(text_mask, h.shape[1], h.shape[1])
-            pasts = [None] * len(self.blocks)
-        else:
-            raise UserError(
-                "expected text_tokens and text_embeds, or the prefix that prefix() makes of them, got neither"
+            cache = self.prefix(text_tokens, text_mask, text_embeds)
+            each = len(x) // len(text_mask)
+            text_mask, prefix_keys, prefix_values = (
+                (cache if each == 1 else cache.repeat(each))[name]
+                for name in ("text_mask", "prefix_keys", "prefix_values")
             )
+        if len(prefix_keys) != len(x):
+            raise UserError(
+                f"expected a prefix of {len(x)} rows, as many as x, got {len(prefix_keys)}: "
+                "give every candidate its own by PrefixCache.repeat"
+            )
+        h = self._step_tokens(x, t)
+        mask = self._mask(text_mask, 3, 3 + prefix_keys.shape[3])
+        pasts = zip(prefix_keys.unbind(1), prefix_values.unbind(1), strict=True)
         for block, past in zip(self.blocks, pasts, strict=True):
             h = block(h, mask, past)
         return self.out(self.norm_out(h[:, -1]))
