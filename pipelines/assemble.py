@@ -102,7 +102,9 @@ def _load(kind: Any, run: str | Path) -> Any:
     folder = folder / "model" if (folder / "model").is_dir() else folder
     check_network_folder(folder, kind.__name__)
     try:
-        return kind.from_pretrained(folder).float()
+        network = kind.from_pretrained(folder).float()
+        network.register_to_config(_name_or_path="")  # else the model tells everybody where its maker keeps runs
+        return network
     except UserError:
         raise
     except (

@@ -43,6 +43,8 @@ def test_runs_become_a_model(
     assert pipe.settings().decoder_num_inference_steps == 3
     assert pipe.settings().noise_level == 0.1
 
+    assert not [file for file in out.rglob("*.json") if str(tmp_path) in file.read_text()]
+
     stored = load_file(out / "decoder" / "diffusion_pytorch_model.safetensors")
     assert {tensor.dtype for tensor in stored.values() if tensor.ndim >= 2} == {torch.float16}
     assert {tensor.dtype for tensor in stored.values() if tensor.ndim < 2} == {torch.float32}

@@ -195,6 +195,37 @@ def test_training_learns_and_the_saved_clip_finds_pictures(task, tmp_path):
     assert_close(dict(again.model.state_dict()), dict(task.model.state_dict()), atol=2e-3, rtol=1e-3)
 
 
+def test_a_longer_layout_code_takes_over_the_towers(task, tmp_path):
+    """Same deep part of z_i, a longer code before it, and a text that says nothing yet of the new entries."""
+    task.save(task.model.eval(), tmp_path / "clip")
+    wider = {**CONFIG.model, "layout_dims": 7, "embed_dim": 19}
+    longer = ClipTask(ClipTask.resolve(replace(CONFIG, model=wider)))
+    longer.load(tmp_path / "clip")
+    longer.save(longer.model.eval(), tmp_path / "longer")
+    short, long = (FrozenCLIP.from_pretrained(tmp_path / name) for name in ("clip", "longer"))
+    pixels = torch.from_numpy(ToyImages("toy").thumbnails(32)[..., :3]).permute(0, 3, 1, 2).float() / 127.5 - 1
+    z, z_long = short.encode_image(pixels), long.encode_image(pixels)
+    assert_close(z_long[:, 7:] * (19 / 16) ** 0.5, z[:, 4:], atol=1e-4, rtol=1e-3)
+    # The old components stand behind the new ones, all on another scale; the constant is last.
+    assert_close(z_long[:, 3:5] / z_long[:, 5:6], z[:, :2] / z[:, 2:3], atol=1e-2, rtol=1e-2)
+    text = long.encode_text(["red square", "blue bar"])
+    assert not text.embeds[:, :3].any()
+    assert_close(text.embeds[:, 3:], short.encode_text(["red square", "blue bar"]).embeds, atol=1e-4, rtol=1e-3)
+    with pytest.raises(UserError, match="another architecture"):
+        task.load(tmp_path / "longer")
+
+
+def test_a_locked_image_tower_stays_as_it_is():
+    locked = ClipTask(ClipTask.resolve(replace(CONFIG, task={**CONFIG.task, "locked_image": True})))
+    before = {name: tensor.clone() for name, tensor in locked.model.state_dict().items()}
+    locked.model.train()
+    optimizer = torch.optim.SGD([p for p in locked.model.parameters() if p.requires_grad], lr=0.1)
+    locked.loss(locked.model, locked.draw(16, np.random.default_rng(0)), None)["loss"].backward()
+    optimizer.step()
+    changed = {name for name, tensor in locked.model.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert {name.split(".")[0] for name in changed} == {"text", "logit_scale"}
+
+
 def test_a_tower_without_layout_code(tmp_path):
     plain = ClipTask(ClipTask.resolve(replace(CONFIG, model={**CONFIG.model, "layout_dims": 0})))
     plain.save(plain.model.eval(), tmp_path / "clip")

@@ -120,6 +120,42 @@ def test_decoder_batch(fake_data: SimpleNamespace) -> None:
     )
 
 
+@pytest.mark.parametrize("stage", ["prior", "decoder"])
+def test_weights_for_shorter_embeddings_are_those_of_the_last_entries(
+    stage: str, fake_data: SimpleNamespace, tmp_path: Path
+) -> None:
+    """A network that starts from them is blind to the entries put in front; the data's statistics stay."""
+    short: Any = task_of(stage)
+    with torch.no_grad():  # zero-initialised layers would hide a mistake
+        for parameter in short.model.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
+    short.save(short.model.eval(), tmp_path / "short")
+    front = np.random.default_rng(3).standard_normal((48, 5)).astype(np.float32)
+    fake_data.cache.image_embeds = np.concatenate([front, fake_data.cache.image_embeds], axis=1)
+    fake_data.cache.text_embeds = np.pad(fake_data.cache.text_embeds, ((0, 0), (5, 0)))
+    fake_data.empty.embeds = torch.nn.functional.pad(fake_data.empty.embeds, (5, 0))
+    long: Any = task_of(stage, "unused", f"initial={tmp_path / 'short'}")
+    assert_close(long.model.embed_mean[:5], torch.from_numpy(front).mean(0))
+    assert_close(long.model.embed_mean[5:], short.model.embed_mean)
+    batch = long.draw(4, np.random.default_rng(0))
+    generator = torch.Generator().manual_seed(1)
+    if stage == "prior":
+        text = {key: batch[key] for key in ("text_tokens", "text_mask")}
+        x, t, z_t = torch.randn(4, 13, generator=generator), torch.rand(4), batch["text_embeds"]
+        got = long.model.eval()(x, t, **text, text_embeds=z_t)
+        # A unit-norm z_t is scaled by the root of its size.
+        z_t_short = z_t[:, 5:] * (13 / 8) ** 0.5
+        expected = short.model(x[:, 5:], t, **text, text_embeds=z_t_short)
+        assert_close(got[:, 5:], expected, atol=1e-5, rtol=1e-4)
+        assert not got[:, :5].any()
+    else:
+        condition = {key: batch[key] for key in ("text_tokens", "text_mask", "noise_level", "image_embeds")}
+        x, t = torch.randn(4, 3, 16, 16, generator=generator), torch.rand(4)
+        got = long.model.eval()(x, t, **condition)
+        shorter = {**condition, "image_embeds": batch["image_embeds"][:, 5:]}
+        assert_close(got, short.model(x, t, **shorter), atol=1e-5, rtol=1e-4)
+
+
 def test_prior_replaces_dropped_captions_by_the_empty_one(fake_data: SimpleNamespace) -> None:
     task: Any = task_of("prior", "unused", "task.drop_text=1.0")
     batch = task.draw(3, np.random.default_rng(0))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 Batch = dict[str, Tensor]
+
+STATISTICS = {"embed_mean", "embed_std"}  # of image embeddings, stored with the networks that see them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,15 +131,35 @@ def normal_like(x: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def load_weights(model: nn.Module, folder: Path) -> None:
-    """Load the one safetensors file of `folder`, or of `folder`/model when it is the output of a run."""
+    """Load the one safetensors file of `folder`, or of `folder`/model when it is the output of a run.
+
+    The statistics of the embeddings stay: they are those of the data at hand. Weights for embeddings of fewer entries
+    are taken as those of the last ones (see `grown`).
+    """
     folder = folder / "model" if (folder / "model").is_dir() else folder
     files = sorted(folder.glob("*.safetensors"))
     if len(files) != 1:
         raise UserError(f"initial={folder}: expected one .safetensors file there, found {len(files)}")
+    own = model.state_dict()
     try:
-        model.load_state_dict(load_file(files[0]))
+        model.load_state_dict(grown(load_file(files[0]), own) | {k: own[k] for k in STATISTICS & own.keys()})
     except (OSError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(
             f"initial={folder} does not fit the model: {reason}; set the same model.* keys"
         ) from error
+
+
+def grown(state: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors with zeros put in front, in every dimension, up to the shapes in `wanted`.
+
+    So a network learns to use entries that were put before those of its embeddings, from being blind to them: a longer
+    layout code has its weaker components in front (`LayoutTower.fit_layout`). What is larger than wanted stays as it is.
+    """
+    padded = {}
+    for name, tensor in state.items():
+        missing = [w - h for h, w in zip(tensor.shape, wanted.get(name, tensor).shape, strict=False)]
+        fits = tensor.ndim == wanted.get(name, tensor).ndim and min(missing, default=0) >= 0
+        padding = [n for each in reversed(missing) for n in (each, 0)]
+        padded[name] = F.pad(tensor, padding) if fits and any(missing) else tensor
+    return padded

@@ -41,7 +41,7 @@ from unclip.errors import UserError
 
 from ..config import Slot, TrainConfig, fill
 from ..pictures import load_thumbnails
-from .base import Batch, Task
+from .base import Batch, Task, grown
 from .clip_batches import PictureIndex, normal_text, place
 from .embedded import load_pictures
 
@@ -61,6 +61,7 @@ class ClipOptions:
     frozen_text_layers: int = 2
     frozen_image_stages: int = 2
     frozen_words: bool = True
+    locked_image: bool = False  # the image tower stays as it starts (LiT, 2111.07991): z_i keep their places
     pretrained_rate: float = 0.3  # learning rate of pretrained weights, as a factor
     temperature_rate: float = 10.0  # of the logarithm of the logits' scale: one number, few steps
     vocab_size: int = 8192  # of a scratch text tower, which learns its word pieces from the captions
@@ -170,6 +171,8 @@ class ClipTask(Task):
             image_stages=self.options.frozen_image_stages if pretrained_image else 0,
             word_embeddings=self.options.frozen_words and pretrained_text,
         )
+        if self.options.locked_image:
+            model.visual.requires_grad_(False)
         return model
 
     def _layout_pixels(self) -> Tensor:
@@ -227,6 +230,8 @@ class ClipTask(Task):
 
         `batch_top1` is the share of captions whose nearest picture in this rank's batch is a right one.
         """
+        if self.options.locked_image:
+            self.model.visual.eval()  # its batch norms keep their statistics, too
         image_features, text_features, scale = model(to_unit_range(batch["images"]), batch["ids"])
         scale = scale.clamp(max=100.0)  # as in the paper
         true = same_meaning(*(gather(batch[k]) for k in LABELS))
@@ -293,11 +298,22 @@ class ClipTask(Task):
         clip.save_pretrained(path, dtype=torch.float16)
 
     def load(self, path: Path) -> None:
-        """Start from a FrozenCLIP folder (or the output of a run) of the same architecture and word pieces."""
+        """Start from a FrozenCLIP folder (or the output of a run) of the same architecture and word pieces.
+
+        Only its layout code may be shorter: this run's is fitted to the data, and the text tower begins with nothing to
+        say of the entries that are new.
+        """
         clip = FrozenCLIP.from_pretrained(path / "model" if (path / "model").is_dir() else path)
-        if clip.config.architecture != self.architecture:
+        theirs, ours = clip.config.architecture, self.architecture
+        added = ours["layout_dims"] - theirs.get("layout_dims", 0)
+        same = {"layout_dims": ours["layout_dims"], "embed_dim": theirs["embed_dim"] + added}
+        if {**theirs, **same} != ours or added < 0:
             raise UserError(f"initial={path} has another architecture; set the same model.* and task.* keys")
-        self.model.load_state_dict(clip.model.state_dict())
+        own = self.model.state_dict()
+        state = grown(clip.model.state_dict(), own)
+        if added:
+            state |= {name: own[name] for name in own if name.startswith("visual.layout.")}
+        self.model.load_state_dict(state)
 
     def _freeze(self, model: nn.Module) -> FrozenCLIP:
         return FrozenCLIP.from_module(model, self.tokenizer, self.architecture)

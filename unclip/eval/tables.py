@@ -146,7 +146,9 @@ def _generated(report: Mapping[str, Any]) -> Table:
             if row not in by_row:
                 continue
             figures = by_row[row]
-            cells = [percent(figures[verdict]) for verdict in VERDICTS]
+            # Of a subject, tone and style there is one picture: no gallery without it can show all three.
+            idle = {"both"} if row in ("real", "generated_left_out") else set()
+            cells = ["–" if verdict in idle else percent(figures[verdict]) for verdict in VERDICTS]
             rows.append((SPLIT_NAMES[split], name, str(figures["subject"]["n"]), *cells))
     return Table(
         f"Generated pictures, judged by {report['judge']}",
