@@ -103,7 +103,7 @@ def _load(kind: Any, run: str | Path) -> Any:
     check_network_folder(folder, kind.__name__)
     try:
         network = kind.from_pretrained(folder).float()
-        network.register_to_config(_name_or_path="")  # else the model tells everybody where its maker keeps runs
+        network.register_to_config(_name_or_path="")  # else a model tells everybody where it was made
         return network
     except UserError:
         raise

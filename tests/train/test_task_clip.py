@@ -203,14 +203,18 @@ def test_a_longer_layout_code_takes_over_the_towers(task, tmp_path):
     longer.load(tmp_path / "clip")
     longer.save(longer.model.eval(), tmp_path / "longer")
     short, long = (FrozenCLIP.from_pretrained(tmp_path / name) for name in ("clip", "longer"))
-    pixels = torch.from_numpy(ToyImages("toy").thumbnails(32)[..., :3]).permute(0, 3, 1, 2).float() / 127.5 - 1
+    pixels = (
+        torch.from_numpy(ToyImages("toy").thumbnails(32)[..., :3]).permute(0, 3, 1, 2).float() / 127.5 - 1
+    )
     z, z_long = short.encode_image(pixels), long.encode_image(pixels)
     assert_close(z_long[:, 7:] * (19 / 16) ** 0.5, z[:, 4:], atol=1e-4, rtol=1e-3)
     # The old components stand behind the new ones, all on another scale; the constant is last.
     assert_close(z_long[:, 3:5] / z_long[:, 5:6], z[:, :2] / z[:, 2:3], atol=1e-2, rtol=1e-2)
     text = long.encode_text(["red square", "blue bar"])
     assert not text.embeds[:, :3].any()
-    assert_close(text.embeds[:, 3:], short.encode_text(["red square", "blue bar"]).embeds, atol=1e-4, rtol=1e-3)
+    assert_close(
+        text.embeds[:, 3:], short.encode_text(["red square", "blue bar"]).embeds, atol=1e-4, rtol=1e-3
+    )
     with pytest.raises(UserError, match="another architecture"):
         task.load(tmp_path / "longer")
 
@@ -222,7 +226,9 @@ def test_a_locked_image_tower_stays_as_it_is():
     optimizer = torch.optim.SGD([p for p in locked.model.parameters() if p.requires_grad], lr=0.1)
     locked.loss(locked.model, locked.draw(16, np.random.default_rng(0)), None)["loss"].backward()
     optimizer.step()
-    changed = {name for name, tensor in locked.model.state_dict().items() if not torch.equal(tensor, before[name])}
+    changed = {
+        name for name, tensor in locked.model.state_dict().items() if not torch.equal(tensor, before[name])
+    }
     assert {name.split(".")[0] for name in changed} == {"text", "logit_scale"}
 
 

@@ -154,7 +154,7 @@ def grown(state: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[str, Tens
     """Tensors with zeros put in front, in every dimension, up to the shapes in `wanted`.
 
     So a network learns to use entries that were put before those of its embeddings, from being blind to them: a longer
-    layout code has its weaker components in front (`LayoutTower.fit_layout`). What is larger than wanted stays as it is.
+    layout code has its weaker components in front (`LayoutTower.fit_layout`). What does not fit so stays as it is.
     """
     padded = {}
     for name, tensor in state.items():
