@@ -231,7 +231,7 @@ class ClipTask(Task):
         `batch_top1` is the share of captions whose nearest picture in this rank's batch is a right one.
         """
         if self.options.locked_image:
-            self.model.visual.eval()  # its batch norms keep their statistics, too
+            self.model.get_submodule("visual").eval()  # its batch norms keep their statistics, too
         image_features, text_features, scale = model(to_unit_range(batch["images"]), batch["ids"])
         scale = scale.clamp(max=100.0)  # as in the paper
         true = same_meaning(*(gather(batch[k]) for k in LABELS))
