@@ -46,7 +46,7 @@ def seconds(runs: Sequence[Callable[[], object]], repeats: int) -> list[float]:
 
 
 def prior_step(pipe: UnCLIPTextToImagePipeline, candidates: int, repeats: int) -> list[Row]:
-    """One step of the prior: the whole sequence against the three new tokens over the cached prefix."""
+    """One step of the prior: with the text computed anew, and with the three new tokens over the cached prefix alone."""
     text = pipe.clip.encode_text(list(CAPTIONS))
     tokens, mask, embeds = (x.repeat_interleave(candidates, 0) for x in (text.tokens, text.mask, text.embeds))
     x, t = torch.randn(len(tokens), pipe.prior.config.embed_dim), torch.full((len(tokens),), 0.5)
@@ -62,7 +62,7 @@ def prior_step(pipe: UnCLIPTextToImagePipeline, candidates: int, repeats: int) -
     steps = pipe.settings().prior_num_inference_steps
     run = steps * whole / (once + steps * cached)
     return [
-        ("prior step, whole sequence", milliseconds(whole), ""),
+        ("prior step, text computed anew", milliseconds(whole), ""),
         ("prior step, cached prefix", milliseconds(cached), f"{whole / cached:.2f} × faster"),
         (
             "computing the prefix, once a run",
