@@ -46,7 +46,7 @@ def seconds(runs: Sequence[Callable[[], object]], repeats: int) -> list[float]:
 
 
 def prior_step(pipe: UnCLIPTextToImagePipeline, candidates: int, repeats: int) -> list[Row]:
-    """One step of the prior: with the text computed anew, and with the three new tokens over the cached prefix alone."""
+    """One step of the prior: with its text computed anew, and with three new tokens over the cached prefix."""
     text = pipe.clip.encode_text(list(CAPTIONS))
     tokens, mask, embeds = (x.repeat_interleave(candidates, 0) for x in (text.tokens, text.mask, text.embeds))
     x, t = torch.randn(len(tokens), pipe.prior.config.embed_dim), torch.full((len(tokens),), 0.5)
