@@ -18,7 +18,7 @@ def clip_emoji() -> TrainConfig:
 
     unclip train clip --preset emoji --data DATA --output RUN
 
-    45 minutes on 2 cores (50 samples/s). The embedded one was made in three runs of 850 steps in all
+    45 minutes on 2 cores (50 samples/s). Not run in one go: the embedded one was made in three runs of 850 steps in all
     (docs/experiments.md): text-to-image retrieval on held-out pictures, top-1 / top-5: style .39 / .71, tone .39 / .77,
     attribute .67 / .96, unseen .42 / .71, paraphrases .16 / .33.
     """
@@ -80,7 +80,7 @@ def decoder_emoji() -> TrainConfig:
 
     unclip train decoder --preset emoji --data DATA --output RUN cache=CACHE clip=CLIP
 
-    1.5 hours on 2 cores (30 samples/s). The embedded one was made in two runs of 9,850 steps in all
+    1.5 hours on 2 cores (30 samples/s). Not run in one go: the embedded one was made in two runs of 9,850 steps in all
     (docs/experiments.md): a loss of .063 on held-out pictures. More than half of the training times are noisy ones
     (median t = .57): what a picture is and where its parts are is decided there.
     """
@@ -121,7 +121,7 @@ def prior_emoji() -> TrainConfig:
 
     unclip train prior --preset emoji --data DATA --output RUN cache=CACHE clip=CLIP
 
-    45 minutes on 2 cores (200 samples/s). The embedded one was made in two runs of 8,700 steps in all
+    45 minutes on 2 cores (200 samples/s). Not run in one go: the embedded one had two runs of 8,700 steps in all
     (docs/experiments.md): cosine of a sample to the true z_i .77 (of z_t .38, of the mean .57), and the true one is the
     nearest of 256 in 70 % of cases; all on pictures held out at random. Not yet converged.
     """

@@ -119,8 +119,9 @@ def test_wrong_conditions_are_explained(prior, text, noised, change, message):
 def test_wrong_sizes_are_explained(prior, text, noised):
     with pytest.raises(UserError, match="prefix of 3 rows, as many as x, got 6"):
         prior(noised["z"], noised["t"], **prior.prefix(**text).repeat(2))
-    with pytest.raises(UserError, match="prefix of 4 rows, as many as x, got 3"):
-        prior(torch.zeros(4, 12), torch.zeros(4), **text)
+    for rows in (2, 4):
+        with pytest.raises(UserError, match=f"text of {rows} rows, as x has, or of a divisor of it, got 3"):
+            prior(torch.zeros(rows, 12), torch.zeros(rows), **text)
     with pytest.raises(UserError, match="positive std"):
         prior.set_embed_statistics(torch.zeros(12), torch.zeros(12))
     with pytest.raises(UserError, match="multiple of heads"):

@@ -215,12 +215,24 @@ def test_a_longer_layout_code_takes_over_the_towers(task, tmp_path):
     assert_close(
         text.embeds[:, 3:], short.encode_text(["red square", "blue bar"]).embeds, atol=1e-4, rtol=1e-3
     )
-    with pytest.raises(UserError, match="another architecture"):
-        task.load(tmp_path / "longer")
+    with pytest.raises(
+        UserError, match=r"another architecture: its layout code has 7 entries, more than .*=4"
+    ):
+        ClipTask(ClipTask.resolve(replace(CONFIG, model=CONFIG.model))).load(tmp_path / "longer")
+    with torch.no_grad():  # as if fitted to other pictures, or by another library
+        task.model.visual.layout.weight[1].neg_()
+    task.save(task.model, tmp_path / "flipped")
+    with pytest.raises(
+        UserError, match=r"fitted to other pictures than these \(a component's cosine is -1.00\)"
+    ):
+        longer.load(tmp_path / "flipped")
 
 
 def test_a_locked_image_tower_stays_as_it_is():
-    locked = ClipTask(ClipTask.resolve(replace(CONFIG, task={**CONFIG.task, "locked_image": True})))
+    config = replace(CONFIG, task={**CONFIG.task, "locked_image": True})
+    with pytest.raises(UserError, match="locked_image needs initial=DIR"):
+        ClipTask.resolve(config)
+    locked = ClipTask(ClipTask.resolve(replace(config, initial="somewhere")))
     before = {name: tensor.clone() for name, tensor in locked.model.state_dict().items()}
     locked.model.train()
     optimizer = torch.optim.SGD([p for p in locked.model.parameters() if p.requires_grad], lr=0.1)
@@ -262,5 +274,5 @@ def test_wrong_options_are_one_line(tmp_path, task):
         ClipTask(replace(CONFIG, task={"text_tower": "bert"}))
     task.save(task.model.eval(), tmp_path / "clip")
     other = ClipTask(replace(CONFIG, model={**CONFIG.model, "embed_dim": 8}))
-    with pytest.raises(UserError, match="another architecture"):
+    with pytest.raises(UserError, match="another architecture: embed_dim would have to be 16, got 8"):
         other.load(tmp_path / "clip")

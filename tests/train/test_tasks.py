@@ -156,6 +156,32 @@ def test_weights_for_shorter_embeddings_are_those_of_the_last_entries(
         assert_close(got, short.model(x, t, **shorter), atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("stage", "change"),
+    [
+        ("prior", "model.width=64"),
+        ("prior", "model.heads=4"),
+        ("prior", "model.max_tokens=40"),
+        ("decoder", "model.width=64"),
+        ("decoder", "model.map_channels=64"),
+        ("upsampler-256", "model.channels=[16,32]"),
+        ("upsampler-256", "model.channels=[8,24]"),
+    ],
+)
+def test_weights_of_another_architecture_are_refused(stage: str, change: str, tmp_path: Path) -> None:
+    """Only what depends on the embeddings' size may grow."""
+    task = task_of(stage)
+    task.save(task.model, tmp_path / "model")
+    with pytest.raises(UserError, match=r"initial=.* does not fit the model"):
+        task_of(stage, "unused", change, f"initial={tmp_path / 'model'}")
+
+
+@pytest.mark.parametrize("change", ["task.noises=0", "task.time_skew=0", "task.time_skew=.nan"])
+def test_impossible_options_of_the_prior_are_named(change: str) -> None:
+    with pytest.raises(UserError, match=change.split("=")[0].replace(".", r"\.") + ": expected"):
+        task_of("prior", "unused", change)
+
+
 def test_prior_replaces_dropped_captions_by_the_empty_one(fake_data: SimpleNamespace) -> None:
     task: Any = task_of("prior", "unused", "task.drop_text=1.0")
     batch = task.draw(3, np.random.default_rng(0))

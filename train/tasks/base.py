@@ -6,7 +6,7 @@ To add a stage: subclass `Task`, name it in `unclip.train.tasks.TASKS`, and writ
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -134,32 +134,35 @@ def load_weights(model: nn.Module, folder: Path) -> None:
     """Load the one safetensors file of `folder`, or of `folder`/model when it is the output of a run.
 
     The statistics of the embeddings stay: they are those of the data at hand. Weights for embeddings of fewer entries
-    are taken as those of the last ones (see `grown`).
+    are taken as those of the last ones: zeros stand in front, so the network is blind to the entries that are new
+    until it learns of them (a longer layout code has its weaker components in front, `LayoutTower.fit_layout`).
+
+    Raises:
+        UserError: no weights there, damaged ones, or those of another architecture.
     """
     folder = folder / "model" if (folder / "model").is_dir() else folder
     files = sorted(folder.glob("*.safetensors"))
     if len(files) != 1:
         raise UserError(f"initial={folder}: expected one .safetensors file there, found {len(files)}")
     own = model.state_dict()
+    layers: tuple[str, ...] = getattr(model, "EMBED_LAYERS", ())
     try:
-        model.load_state_dict(grown(load_file(files[0]), own) | {k: own[k] for k in STATISTICS & own.keys()})
+        state = load_file(files[0])
+        for name in own.keys() & state.keys():
+            if name.split(".")[0] in layers:
+                state[name] = padded_in_front(state[name], own[name].shape)
+        model.load_state_dict(state | {name: own[name] for name in STATISTICS & own.keys()})
     except (OSError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(
-            f"initial={folder} does not fit the model: {reason}; set the same model.* keys"
+            f"initial={folder} does not fit the model: {reason}; set the same model.* keys, and give cache= and clip= "
+            "of a CLIP whose embeddings are not smaller than those it was trained on"
         ) from error
 
 
-def grown(state: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors with zeros put in front, in every dimension, up to the shapes in `wanted`.
-
-    So a network learns to use entries that were put before those of its embeddings, from being blind to them: a longer
-    layout code has its weaker components in front (`LayoutTower.fit_layout`). What does not fit so stays as it is.
-    """
-    padded = {}
-    for name, tensor in state.items():
-        missing = [w - h for h, w in zip(tensor.shape, wanted.get(name, tensor).shape, strict=False)]
-        fits = tensor.ndim == wanted.get(name, tensor).ndim and min(missing, default=0) >= 0
-        padding = [n for each in reversed(missing) for n in (each, 0)]
-        padded[name] = F.pad(tensor, padding) if fits and any(missing) else tensor
-    return padded
+def padded_in_front(tensor: Tensor, shape: Sequence[int]) -> Tensor:
+    """The tensor with zeros put in front in each dimension, up to `shape`; one that is larger stays as it is."""
+    missing = [wanted - here for here, wanted in zip(tensor.shape, shape, strict=True)]
+    if min(missing, default=0) < 0:
+        return tensor
+    return F.pad(tensor, [n for each in reversed(missing) for n in (each, 0)])

@@ -41,7 +41,7 @@ from unclip.errors import UserError
 
 from ..config import Slot, TrainConfig, fill
 from ..pictures import load_thumbnails
-from .base import Batch, Task, grown
+from .base import Batch, Task, padded_in_front
 from .clip_batches import PictureIndex, normal_text, place
 from .embedded import load_pictures
 
@@ -136,6 +136,8 @@ class ClipTask(Task):
                 f"the pretrained image tower is {EFFICIENTNET}, got model.image_model={image_model}: "
                 "start it from scratch with task.image_tower=scratch"
             )
+        if task["locked_image"] and config.initial is None:
+            raise UserError("task.locked_image needs initial=DIR: without it the image tower is untrained")
         if task["text_tower"] == "minilm" and not 1 <= window <= 512:
             raise UserError(f"model.context_length: MiniLM has positions for 1 to 512 tokens, got {window}")
         return config
@@ -300,20 +302,57 @@ class ClipTask(Task):
     def load(self, path: Path) -> None:
         """Start from a FrozenCLIP folder (or the output of a run) of the same architecture and word pieces.
 
-        Only its layout code may be shorter: this run's is fitted to the data, and the text tower begins with nothing to
-        say of the entries that are new.
+        Only its layout code may be shorter: then a longer one is fitted to the data, and the text tower begins with
+        nothing to say of the entries that are new.
         """
         clip = FrozenCLIP.from_pretrained(path / "model" if (path / "model").is_dir() else path)
         theirs, ours = clip.config.architecture, self.architecture
         added = ours["layout_dims"] - theirs.get("layout_dims", 0)
-        same = {"layout_dims": ours["layout_dims"], "embed_dim": theirs["embed_dim"] + added}
-        if {**theirs, **same} != ours or added < 0:
-            raise UserError(f"initial={path} has another architecture; set the same model.* and task.* keys")
-        own = self.model.state_dict()
-        state = grown(clip.model.state_dict(), own)
+        wanted = {**theirs, "layout_dims": ours["layout_dims"], "embed_dim": theirs["embed_dim"] + added}
+        if differing := sorted(
+            key for key in wanted.keys() | ours.keys() if wanted.get(key) != ours.get(key)
+        ):
+            key = differing[0]
+            raise UserError(
+                f"initial={path} has another architecture: {key} would have to be {wanted.get(key)}, got "
+                f"{ours.get(key)}; set the same model.* and task.* keys (a longer layout code adds to embed_dim)"
+            )
+        if added < 0:
+            raise UserError(
+                f"initial={path} has another architecture: its layout code has {theirs['layout_dims']} entries, more "
+                f"than model.layout_dims={ours['layout_dims']}; a code can only grow"
+            )
+        state, own = clip.model.state_dict(), self.model.state_dict()
         if added:
-            state |= {name: own[name] for name in own if name.startswith("visual.layout.")}
+            state |= {
+                name: self._continued(own[name], state.get(name), path) for name in own if ".layout." in name
+            }
+            state |= {
+                name: padded_in_front(state[name], own[name].shape)
+                for name in own
+                if name.startswith("text.proj")
+            }
         self.model.load_state_dict(state)
+
+    def _continued(self, fitted: Tensor, loaded: Tensor | None, path: Path) -> Tensor:
+        """A longer code fitted to this data, if it ends as the shorter one does.
+
+        Principal components are settled up to their signs and, where two are about as strong, a rotation. What was
+        trained on the old ones needs them as they were.
+
+        Raises:
+            UserError: the data gives other components than those that the loaded code was fitted to.
+        """
+        if loaded is None or loaded.ndim < 2:
+            return fitted
+        old, new = loaded[:-1].float(), fitted[-len(loaded) : -1]  # without the constant, which is last
+        likeness = torch.nn.functional.cosine_similarity(old, new, dim=1)
+        if len(old) and likeness.min() < 0.9:
+            raise UserError(
+                f"initial={path}: its layout code was fitted to other pictures than these (a component's cosine is "
+                f"{likeness.min():.2f}); keep model.layout_dims and model.embed_dim, or train on the data it came from"
+            )
+        return fitted
 
     def _freeze(self, model: nn.Module) -> FrozenCLIP:
         return FrozenCLIP.from_module(model, self.tokenizer, self.architecture)

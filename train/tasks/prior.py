@@ -35,6 +35,15 @@ class PriorOptions:
     held_out: int = 256
     sampling_steps: int = 16  # of the samples drawn at each validation
 
+    def __post_init__(self) -> None:
+        """Reject what no run can have, before data is loaded."""
+        if self.noises < 1:
+            raise UserError(f"task.noises: expected at least 1, got {self.noises}")
+        if not self.time_skew > 0:
+            raise UserError(
+                f"task.time_skew: expected a positive number, 1 for uniform times, got {self.time_skew}"
+            )
+
 
 class PriorTask(Task):
     """Trains `DiffusionPrior` on cached embeddings."""

@@ -40,12 +40,12 @@ class Schedule(ABC):
 
     @abstractmethod
     def training_time(self, quantile: Tensor) -> Tensor:
-        """The time below which a share `quantile` in [0, 1) of the training times lies; shaped like it, float32."""
+        """The time below which a share `quantile` in [0, 1] of the training times lies; shaped like it."""
 
     def sample_t(self, n: int, generator: torch.Generator | None = None, each: int = 1) -> Tensor:
-        """Draw training times for `n` samples, `each` for every one: float32 [n · each] on the generator's device.
+        """Draw `each` training times for each of `n` samples: float32 [n · each] on the generator's device.
 
-        The times of a sample stand in succession and come from one equal share of all times each.
+        They are stratified: the k-th time of a sample comes from the k-th of `each` equal shares of all times.
         """
         device = None if generator is None else generator.device
         u = torch.rand(n, each, generator=generator, device=device)
@@ -71,7 +71,7 @@ class DiscreteSchedule(Schedule):
     alphas_cumprod: Tensor  # [T] float64, alpha-bar of DDPM = alpha_t²
 
     def __init__(self, betas: Tensor | Sequence[float], skew: float = 1.0) -> None:
-        if skew <= 0:
+        if not skew > 0:
             raise UserError(f"the skew of the training times must be positive, got {skew}: 1 is uniform")
         betas = torch.as_tensor(betas, dtype=torch.float64).cpu()
         if betas.ndim != 1 or len(betas) < 2 or not bool(((betas > 0) & (betas <= 1)).all()):
@@ -146,7 +146,8 @@ class FlowSchedule(Schedule):
         return sigma / (alpha + sigma)
 
     def training_time(self, quantile: Tensor) -> Tensor:
-        return torch.sigmoid(self.mean + self.std * torch.special.ndtri(quantile))
+        normal = 2**0.5 * torch.erfinv(2 * quantile - 1)  # torch.special.ndtri, which not every device has
+        return torch.sigmoid(self.mean + self.std * normal)
 
 
 def make_schedule(name: str, **options: Any) -> Schedule:

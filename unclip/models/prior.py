@@ -85,6 +85,8 @@ class DiffusionPrior(ScaledEmbeddings, ModelMixin, ConfigMixin):
     network itself only multiplies t by `time_scale` (1 for t in 0..999, 1000 for t in [0, 1]).
     """
 
+    EMBED_LAYERS = ("text_embed_in", "noised_in", "out")  # those with a dimension of the embeddings' size
+
     @register_to_config
     def __init__(
         self,
@@ -187,11 +189,12 @@ class DiffusionPrior(ScaledEmbeddings, ModelMixin, ConfigMixin):
                 raise UserError(
                     "expected text_tokens and text_embeds, or the prefix that prefix() makes of them, got neither"
                 )
-            cache = self.prefix(text_tokens, text_mask, text_embeds)
-            each = len(x) // len(text_mask)
+            P = len(text_mask)
+            if P == 0 or len(x) % P:
+                raise UserError(f"expected text of {len(x)} rows, as x has, or of a divisor of it, got {P}")
+            cache = self.prefix(text_tokens, text_mask, text_embeds).repeat(len(x) // P)
             text_mask, prefix_keys, prefix_values = (
-                (cache if each == 1 else cache.repeat(each))[name]
-                for name in ("text_mask", "prefix_keys", "prefix_values")
+                cache[name] for name in ("text_mask", "prefix_keys", "prefix_values")
             )
         if len(prefix_keys) != len(x):
             raise UserError(
