@@ -12,6 +12,7 @@ from torch.testing import assert_close
 from unclip.diffusion import (
     PREDICTION_TYPES,
     Denoiser,
+    DiscreteSchedule,
     HybridLoss,
     MinSNRLoss,
     SimpleLoss,
@@ -173,6 +174,9 @@ def test_impossible_losses_are_refused() -> None:
     x0, noise = BATCH
     with pytest.raises(UserError, match="learned_variance=True"):
         HybridLoss()(denoiser_of("linear", "epsilon"), x0, torch.zeros(4), noise)
+    skewed = Denoiser(lambda *_: None, DiscreteSchedule.cosine(skew=2), "epsilon", learned_variance=True)
+    with pytest.raises(UserError, match="uniform training times.*skew=2"):
+        HybridLoss()(skewed, x0, torch.zeros(4), noise)
     with pytest.raises(UserError, match="unknown prediction type"):
         SimpleLoss("velocity")
     with pytest.raises(UserError, match="min_sigma must be positive"):

@@ -78,11 +78,26 @@ def test_skewed_training_times_crowd_at_the_noisy_end(generator: torch.Generator
         make_schedule("cosine", skew=0.0)
 
 
-def test_the_training_times_of_one_sample_come_from_equal_shares(generator: torch.Generator) -> None:
-    schedule = make_schedule("flow")
+@pytest.mark.parametrize("name", ["flow", "cosine"])
+def test_the_training_times_of_one_sample_come_from_equal_shares(
+    name: str, generator: torch.Generator
+) -> None:
+    schedule = make_schedule(name)
     t = schedule.sample_t(500, generator, each=4).view(500, 4)
     bounds = schedule.training_time(torch.tensor([0.25, 0.5, 0.75]))
-    assert torch.equal(torch.bucketize(t, bounds), torch.arange(4).expand(500, 4))
+    # A time that is a bound belongs to the share above it.
+    assert torch.equal(torch.bucketize(t, bounds, right=True), torch.arange(4).expand(500, 4))
+
+
+@pytest.mark.parametrize("name", ["linear", "cosine", "flow"])
+def test_the_first_and_last_training_times_are_the_ends_of_the_schedule(name: str) -> None:
+    schedule = make_schedule(name)
+    assert_close(schedule.training_time(torch.tensor([0.0, 1.0])), torch.tensor([0.0, schedule.t_max]))
+
+
+def test_the_shares_of_one_sample_together_are_all_times(generator: torch.Generator) -> None:
+    schedule = make_schedule("flow")
+    t = schedule.sample_t(500, generator, each=4)
     lone = schedule.sample_t(2000, torch.Generator().manual_seed(0))
     assert_close(t.flatten().logit().std(), lone.logit().std(), rtol=0.05, atol=0)
 

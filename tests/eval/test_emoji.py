@@ -20,7 +20,7 @@ from unclip.eval.choice import Asked, Pictures, choose
 from unclip.eval.drawing import draw_pictures
 from unclip.eval.emoji import Model, Options, evaluate
 from unclip.eval.features import FeatureNet
-from unclip.eval.tables import percent, print_report, report_markdown
+from unclip.eval.tables import SPLIT_NAMES, percent, print_report, report_markdown, report_tables
 
 OPTIONS = Options(prompts=24, size=64, queries=30, prior_queries=10, batch_size=16, grid=3, progress=False)
 
@@ -47,6 +47,11 @@ def test_a_perfect_model(
         assert by_row["generated"]["both"]["value"] == 1
         assert by_row["generated_left_out"] == by_row["real"]
         assert by_row["real"]["both"]["value"] == 0
+    (table,) = [each for each in report_tables(report) if each.title.startswith("Generated pictures")]
+    both = {row[1]: row[-1] for row in table.rows if row[0] == SPLIT_NAMES["train"]}
+    assert {name: cell[:5] for name, cell in both.items()} == {
+        "generated": "100 %", "generated *": "–", "real *": "–", "lookup": "100 %"
+    }  # fmt: skip
     # A search among training pictures has the answer only where it was trained on.
     assert report["generated"]["train"]["lookup"]["both"]["value"] == 1
     assert report["generated"]["unseen"]["lookup"]["subject"]["value"] == 0

@@ -20,6 +20,7 @@ from unclip.train.config import TrainConfig
 from unclip.train.tasks import clip as task_module
 from unclip.train.tasks.clip import ClipTask
 from unclip.train.tasks.clip_batches import PictureIndex, place
+from unclip.train.trainer import Trainer
 
 COLOURS = {"red": (230, 30, 30), "green": (20, 160, 40), "blue": (40, 60, 220), "yellow": (240, 210, 30)}
 SHAPES, STYLES = ("square", "bar", "frame"), ("flat", "dotted")
@@ -228,16 +229,17 @@ def test_a_longer_layout_code_takes_over_the_towers(task, tmp_path):
         longer.load(tmp_path / "flipped")
 
 
-def test_a_locked_image_tower_stays_as_it_is():
-    config = replace(CONFIG, task={**CONFIG.task, "locked_image": True})
+def test_a_locked_image_tower_stays_as_it_is(tmp_path):
+    """Through the trainer, with batch norms that count their batches."""
     with pytest.raises(UserError, match="locked_image needs initial=DIR"):
-        ClipTask.resolve(config)
-    locked = ClipTask(ClipTask.resolve(replace(config, initial="somewhere")))
+        ClipTask.resolve(replace(CONFIG, task={**CONFIG.task, "locked_image": True}))
+    config = replace(
+        CONFIG, task={**CONFIG.task, "locked_image": True}, initial="given", output=str(tmp_path), steps=2
+    )
+    locked = ClipTask(ClipTask.resolve(config))
     before = {name: tensor.clone() for name, tensor in locked.model.state_dict().items()}
-    locked.model.train()
-    optimizer = torch.optim.SGD([p for p in locked.model.parameters() if p.requires_grad], lr=0.1)
-    locked.loss(locked.model, locked.draw(16, np.random.default_rng(0)), None)["loss"].backward()
-    optimizer.step()
+    assert any("running_mean" in name for name in before)
+    Trainer(locked.config, locked).run()
     changed = {
         name for name, tensor in locked.model.state_dict().items() if not torch.equal(tensor, before[name])
     }

@@ -156,6 +156,19 @@ def test_weights_for_shorter_embeddings_are_those_of_the_last_entries(
         assert_close(got, short.model(x, t, **shorter), atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("stage", ["prior", "decoder"])
+def test_fine_tuning_keeps_the_scale_that_the_weights_learned_in(
+    stage: str, fake_data: SimpleNamespace, tmp_path: Path
+) -> None:
+    """A few pictures of one's own have other statistics, and poor ones."""
+    task: Any = task_of(stage)
+    task.save(task.model, tmp_path / "model")
+    fake_data.cache.image_embeds = np.repeat(fake_data.cache.image_embeds[:1], 48, axis=0)
+    tuned: Any = task_of(stage, "unused", f"initial={tmp_path / 'model'}")
+    assert torch.equal(tuned.model.embed_mean, task.model.embed_mean)
+    assert torch.equal(tuned.model.embed_std, task.model.embed_std)
+
+
 @pytest.mark.parametrize(
     ("stage", "change"),
     [
@@ -205,6 +218,21 @@ def test_several_noised_embeddings_share_a_caption(fake_data: SimpleNamespace) -
     )
     rows = {key: value.repeat_interleave(3, dim=0) for key, value in batch.items()}
     assert_close(alone.loss(together.model, rows, torch.Generator().manual_seed(0))["loss"], loss)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_prior_of_several_noises_goes_on_where_it_stopped(workers: int, tmp_path: Path) -> None:
+    """Through the trainer, in two parts a batch, stopped after three steps of five."""
+    options = ["task.noises=2", "accumulation=2", f"num_workers={workers}", "checkpoint_every_steps=3"]
+
+    def steps_of(output: Path, steps: int, resume: bool = False) -> dict[str, torch.Tensor]:
+        task = task_of("prior", output, *options, f"steps={steps}", "decay=none")
+        Trainer(task.config, task).run(resume=resume)
+        return dict(task.model.state_dict())
+
+    whole = steps_of(tmp_path / "whole", 5)
+    steps_of(tmp_path / "parts", 3)
+    assert_close(steps_of(tmp_path / "parts", 5, resume=True), whole, rtol=0, atol=0)
 
 
 def test_a_batch_holds_captions_of_like_lengths(fake_data: SimpleNamespace) -> None:

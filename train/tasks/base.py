@@ -133,9 +133,10 @@ def normal_like(x: Tensor, generator: torch.Generator) -> Tensor:
 def load_weights(model: nn.Module, folder: Path) -> None:
     """Load the one safetensors file of `folder`, or of `folder`/model when it is the output of a run.
 
-    The statistics of the embeddings stay: they are those of the data at hand. Weights for embeddings of fewer entries
-    are taken as those of the last ones: zeros stand in front, so the network is blind to the entries that are new
-    until it learns of them (a longer layout code has its weaker components in front, `LayoutTower.fit_layout`).
+    Weights for embeddings of fewer entries are taken as those of the last ones: zeros stand in front, so the network is
+    blind to the entries that are new until it learns of them (a longer layout code has its weaker components in front,
+    `LayoutTower.fit_layout`). The statistics of the embeddings are then those of the data at hand; else they are the
+    weights', which learned in that scale: a few pictures to fine-tune on would give poor ones.
 
     Raises:
         UserError: no weights there, damaged ones, or those of another architecture.
@@ -151,7 +152,9 @@ def load_weights(model: nn.Module, folder: Path) -> None:
         for name in own.keys() & state.keys():
             if name.split(".")[0] in layers:
                 state[name] = padded_in_front(state[name], own[name].shape)
-        model.load_state_dict(state | {name: own[name] for name in STATISTICS & own.keys()})
+            elif name in STATISTICS and state[name].shape != own[name].shape:
+                state[name] = own[name]
+        model.load_state_dict(state)
     except (OSError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(

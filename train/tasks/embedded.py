@@ -72,7 +72,7 @@ class EmbeddedPictures:
         self._caption_count = np.array([len(each) for each in captions])
         self._caption_start = np.cumsum(self._caption_count) - self._caption_count
         self._captions = np.concatenate(captions)
-        self._caption_lengths = np.asarray(self.cache.lengths)
+        self._text_lengths = np.asarray(self.cache.lengths)
 
     @property
     def embed_dim(self) -> int:
@@ -103,7 +103,7 @@ class EmbeddedPictures:
         """
         indices = self.sampling.draw(n * LENGTH_GROUPS, rng)
         captions = self.draw_captions(indices, rng)
-        groups = np.argsort(self._caption_lengths[captions], kind="stable").reshape(LENGTH_GROUPS, n)
+        groups = np.argsort(self._text_lengths[captions], kind="stable").reshape(LENGTH_GROUPS, n)
         chosen = groups[rng.integers(LENGTH_GROUPS)]
         return indices[chosen], captions[chosen]
 

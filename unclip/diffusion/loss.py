@@ -107,6 +107,10 @@ class HybridLoss:
             raise UserError(
                 "HybridLoss trains a learned variance: make the denoiser with learned_variance=True"
             )
+        if schedule.skew != 1:
+            raise UserError(
+                f"HybridLoss needs uniform training times, or its bound is not one: got skew={schedule.skew}, expected 1"
+            )
         x_t = add_noise(x0, noise, *schedule.alpha_sigma(t))
         prediction, fraction = denoiser.predict(x_t, t, cond)
         simple = self.simple.of_prediction(denoiser, prediction, x0, t, noise)

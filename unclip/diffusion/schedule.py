@@ -88,10 +88,10 @@ class DiscreteSchedule(Schedule):
 
     @classmethod
     def linear(
-        cls, num_steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02, skew: float = 1.0
+        cls, num_steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02
     ) -> DiscreteSchedule:
         """Linear betas (DDPM §4)."""
-        return cls(torch.linspace(beta_start, beta_end, num_steps, dtype=torch.float64), skew)
+        return cls(torch.linspace(beta_start, beta_end, num_steps, dtype=torch.float64))
 
     @classmethod
     def cosine(

@@ -26,6 +26,9 @@ ROW_NAMES = {
     "real": "real *",
     "lookup": "lookup",
 }
+# Rows judged in a gallery without the asked picture. Of a subject, tone and style there is one picture: none of these
+# can show all three.
+LEFT_OUT_ROWS = {"generated_left_out", "real"}
 
 
 @dataclass(frozen=True)
@@ -146,8 +149,7 @@ def _generated(report: Mapping[str, Any]) -> Table:
             if row not in by_row:
                 continue
             figures = by_row[row]
-            # Of a subject, tone and style there is one picture: no gallery without it can show all three.
-            idle = {"both"} if row in ("real", "generated_left_out") else set()
+            idle = {"both"} if row in LEFT_OUT_ROWS else set()
             cells = ["–" if verdict in idle else percent(figures[verdict]) for verdict in VERDICTS]
             rows.append((SPLIT_NAMES[split], name, str(figures["subject"]["n"]), *cells))
     return Table(
@@ -156,8 +158,8 @@ def _generated(report: Mapping[str, Any]) -> Table:
         tuple(rows),
         "By the nearest real picture of all splits. * = the asked real picture is taken out of the gallery "
         "first (prompts whose subject no other picture shows are not counted); “real *” judges that real "
-        "picture itself: the judge's ceiling. Lookup: the training picture "
-        f"that CLIP finds for the prompt. Chance for the subject: {100 * report['chance']['subject']:.2g} %.",
+        "picture itself: the judge's ceiling. –: no other picture has that subject, tone and style. Lookup: the training "
+        f"picture that CLIP finds for the prompt. Chance for the subject: {100 * report['chance']['subject']:.2g} %.",
     )
 
 
