@@ -16,8 +16,9 @@ from unclip.eval import features
 from unclip.eval.card import Facts, Run, card_text, find_runs, read_report, train_command, write_card
 from unclip.eval.choice import Pictures
 from unclip.eval.cli import app
-from unclip.eval.emoji import Model, Options, evaluate
+from unclip.eval.emoji import evaluate
 from unclip.eval.features import FeatureNet
+from unclip.eval.model import Model, Options
 
 # The tiny CLIP reads 16 tokens.
 pytestmark = pytest.mark.filterwarnings("ignore:text longer than")
@@ -28,7 +29,9 @@ FIXTURE = ROOT / "tests" / "fixtures" / "emoji-fixture.tar"
 
 @pytest.fixture
 def stand_in_judge(pixel_net: FeatureNet, monkeypatch: pytest.MonkeyPatch) -> None:
+    another = FeatureNet("Others", pixel_net.network)
     monkeypatch.setitem(features.FEATURE_NETS, "mobilenet_v2", lambda device: pixel_net)
+    monkeypatch.setitem(features.FEATURE_NETS, "efficientnet_lite0", lambda device: another)
 
 
 @pytest.mark.usefixtures("stand_in_judge")
@@ -55,7 +58,9 @@ def test_emoji_on_the_fixture(tiny_model: Path, tmp_path: Path) -> None:
     assert json.loads(result.stdout) == report
     assert report["settings"]["decoder_num_inference_steps"] == 1
     assert report["settings"]["upsampler_num_inference_steps"] == 2  # the model's own
-    assert report["generated"]["all"]["generated"]["subject"]["n"] == 6
+    assert list(report["generated"]) == ["Pixels", "Others"]
+    assert report["generated"]["Others"]["verdicts"]["all"]["generated"]["subject"]["n"] == 6
+    assert report["diversity"]["seeds"] == 4
     assert "# Evaluation" in (out / "report.md").read_text()
     drawn = sorted((out / "images").glob("*.png"))
     assert Image.open(drawn[0]).size == (16, 16)
@@ -155,7 +160,7 @@ def test_card(
 ) -> None:
     out = tmp_path / "eval"
     options = Options(prompts=8, size=64, queries=5, prior_queries=5, grid=1, progress=False)
-    report = evaluate(drawn, perfect_model, pixel_net, out, out, options)
+    report = evaluate(drawn, perfect_model, [pixel_net], out, out, options)
     runs = [
         Run("clip", {"stage": "clip", "batch_size": 16, "task": {"image_tower": "efficientnet"}}, ()),
         Run(

@@ -9,7 +9,7 @@ import typer
 
 if TYPE_CHECKING:
     from unclip.eval.card import Run
-    from unclip.eval.emoji import Model
+    from unclip.eval.model import Model
     from unclip.pipelines import UnCLIPTextToImagePipeline
 
 app = typer.Typer(help="Measure a model and write its card.", no_args_is_help=True)
@@ -33,7 +33,11 @@ def emoji_command(
     decoder_guidance: Annotated[float | None, typer.Option(help="Default: the model's.")] = None,
     candidates: Annotated[int | None, typer.Option(help="Embeddings the prior chooses from.")] = None,
     noise_level: Annotated[float | None, typer.Option(help="Noise mixed into the embeddings.")] = None,
-    judge: Annotated[str, typer.Option(help="mobilenet_v2 or efficientnet_lite0.")] = "mobilenet_v2",
+    judge: Annotated[
+        list[str] | None,
+        typer.Option(help="mobilenet_v2 or efficientnet_lite0; repeat for more; both by default."),
+    ] = None,
+    varied: Annotated[int, typer.Option(help="Seen prompts drawn from 3 more seeds, for variety.")] = 10,
     grid: Annotated[int, typer.Option(help="Pictures of each split in its sample grid.")] = 24,
     batch_size: Annotated[int, typer.Option(help="Pictures drawn at a time.")] = 8,
     device: Annotated[str, typer.Option(help="cpu, cuda, mps.")] = "cpu",
@@ -43,7 +47,14 @@ def emoji_command(
 
     Pictures that OUT/images holds already from the same model and settings are not drawn again.
     """
-    options = {"prompts": prompts, "seed": seed, "size": size, "grid": grid, "batch_size": batch_size}
+    options = {
+        "prompts": prompts,
+        "seed": seed,
+        "size": size,
+        "grid": grid,
+        "batch_size": batch_size,
+        "varied": varied,
+    }
     settings = {
         "prior_num_inference_steps": prior_steps,
         "decoder_num_inference_steps": decoder_steps,
@@ -53,7 +64,7 @@ def emoji_command(
         "num_prior_candidates": candidates,
         "noise_level": noise_level,
     }
-    report = _evaluate(data, model, out, options, settings, judge, device)
+    report = _evaluate(data, model, out, options, settings, judge or [], device)
     if as_json:
         import json
 
@@ -103,7 +114,7 @@ def _evaluate(
     out: Path,
     options: dict[str, Any],
     settings: dict[str, Any],
-    judge: str,
+    judges: list[str],
     device: str,
 ) -> dict[str, Any]:
     import json
@@ -111,8 +122,9 @@ def _evaluate(
     from unclip.data import CaptionedImages
     from unclip.errors import UserError
     from unclip.eval.cache import cache_folder
-    from unclip.eval.emoji import Options, evaluate
-    from unclip.eval.features import load_feature_net
+    from unclip.eval.emoji import evaluate
+    from unclip.eval.features import FEATURE_NETS, load_feature_net
+    from unclip.eval.model import Options
     from unclip.eval.tables import report_markdown
     from unclip.files import atomic_path
     from unclip.pipelines import UnCLIPTextToImagePipeline
@@ -122,14 +134,15 @@ def _evaluate(
     _check_data(data)
     checked = Options(**options)
     device = choose_device(device)
-    net = load_feature_net(judge, device) if checked.prompts else None
+    names = list(dict.fromkeys(judges or FEATURE_NETS)) if checked.prompts else []
+    nets = [load_feature_net(name, device) for name in names]
     pipe = UnCLIPTextToImagePipeline.from_pretrained(model).to(device)
     if checked.size not in pipe.sizes:
         offered = ", ".join(str(side) for side in pipe.sizes)
         raise UserError(f"size {checked.size} is not offered by this model; choose one of: {offered}")
     adapter = as_model(pipe, checked.size, settings)
     pictures = CaptionedImages(data, split=None)
-    report = evaluate(pictures, adapter, net, out, cache_folder(data, out), checked)
+    report = evaluate(pictures, adapter, nets, out, cache_folder(data, out), checked)
     for name, text in (("report.json", json.dumps(report, indent=2)), ("report.md", report_markdown(report))):
         with atomic_path(out / name) as temporary:
             temporary.write_text(text + "\n", encoding="utf-8")
@@ -142,7 +155,7 @@ def as_model(pipe: UnCLIPTextToImagePipeline, size: int, given: dict[str, Any]) 
 
     import torch
 
-    from unclip.eval.emoji import Model
+    from unclip.eval.model import Model
     from unclip.pipelines.stages import image_seeds, sample_prior
 
     pipe.set_progress_bar_config(disable=True)
