@@ -90,7 +90,7 @@ def test_the_command_line_says_what_it_understood(
             [],
             [
                 'understood "una manzana roja" (es) as "red apple"',
-                "\"a zzyzx apple\"; unknown: 'zzyzx' (nearest known: apple, small)",
+                "\"a zzyzx apple\"; unknown: 'zzyzx' (nearest known: apple, cat, red)",
             ],
         ),
         (["--no-plain-words"], []),

@@ -216,7 +216,8 @@ class Lexicon:
                 longest[first] = _Match(first, last, table[key], False)
             elif key in helpers:
                 longest[first] = _Match(first, last, helpers[key], True)
-        matches, position = [], 0
+        matches: list[_Match] = []
+        position = 0
         while position < len(foreign):
             found = longest.get(position)
             if found is not None:
@@ -233,7 +234,9 @@ class Lexicon:
     def _in_english(
         self, text: str, words: list[Word], matches: list[_Match], known: Collection[str], language: str
     ) -> tuple[str, str, list[str]]:
-        parts, left_out, end = [], [], 0
+        parts: list[str] = []
+        left_out: list[str] = []
+        end = 0
         of_word = {match.first: match for match in _adjectives_first(matches)}
         inside = {i for match in matches for i in range(match.first, match.last)}
         for i, word in enumerate(words):
@@ -250,7 +253,8 @@ class Lexicon:
         return _tidy("".join([*parts, text[end:]])), language, _joined(left_out)
 
     def _respell(self, text: str, known: Collection[str]) -> str:
-        parts, end = [], 0
+        parts: list[str] = []
+        end = 0
         for word in words_of(text):
             parts += [text[end : word.start], self._spelled(word.key, text[word.start : word.end], known)]
             end = word.end
