@@ -13,6 +13,7 @@ from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler, SchedulerM
 from torch import nn
 
 from unclip.clip import FrozenCLIP
+from unclip.data.words import Lexicon
 from unclip.errors import UserError
 from unclip.files import atomic_dir
 from unclip.models import Decoder, DiffusionPrior, Upsampler
@@ -32,6 +33,7 @@ def assemble(
     out: str | Path,
     dtype: torch.dtype = torch.float16,
     defaults: Mapping[str, Any] | None = None,
+    lexicon: str | Path | None = None,
 ) -> Path:
     """Put trained networks together and save them as a pipeline folder.
 
@@ -42,6 +44,7 @@ def assemble(
         dtype: of the matrices on disk. Vectors (norms, biases, statistics) stay in float32: they cost
             nothing.
         defaults: settings of a call to save with the model, e.g. {"decoder_num_inference_steps": 20}.
+        lexicon: file of `unclip data lexicon`, by which the model understands plain words.
 
     Returns: `out`, ready for `UnCLIPTextToImagePipeline.from_pretrained`.
 
@@ -54,6 +57,7 @@ def assemble(
         raise UserError(f"{folder} holds something that is no pipeline: choose another output folder")
     if upsampler_1024 is not None and upsampler_256 is None:
         raise UserError("upsampler_1024 enlarges what upsampler_256 makes: give that one too")
+    words = None if lexicon is None else Lexicon.load(lexicon)
     parts: dict[str, Any] = {
         "clip": _load(FrozenCLIP, clip),
         "prior": _load(DiffusionPrior, prior),
@@ -68,6 +72,7 @@ def assemble(
     pipe = UnCLIPTextToImagePipeline(**parts)
     if defaults:
         pipe = UnCLIPTextToImagePipeline(**parts, **vars(Settings.of(pipe.config, defaults)))
+    pipe.lexicon = words
     for network in filter(
         None, (parts[name] for name in ("clip", "prior", "decoder", "upsampler_256", "upsampler_1024"))
     ):

@@ -40,11 +40,13 @@ def draw(
     facts: dict[str, Any],
     batch_size: int,
     report: Callable[[Drawn], object],
+    plain_words: bool | None = None,
 ) -> list[Drawn]:
     """Draw each prompt `images_per_prompt` times, with seeds from `seed` upwards; each is written at once.
 
     Args:
         facts: "model" and "negative_prompt"; they join prompt, seed, size and settings in the PNG files.
+        plain_words: as in a call of the pipeline.
         report: called for each picture when its file is there.
 
     Raises:
@@ -61,6 +63,7 @@ def draw(
             facts.get("negative_prompt"),
             size=size,
             generator=[torch.Generator().manual_seed(number) for _, number in batch],
+            plain_words=plain_words,
             **asdict(settings),
         )
         for (prompt, number), picture in zip(batch, output.images, strict=True):

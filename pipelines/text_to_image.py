@@ -5,13 +5,13 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline, SchedulerMixin
+from diffusers import SchedulerMixin
 from diffusers.utils import BaseOutput
 from PIL import Image
 from safetensors import SafetensorError
@@ -25,6 +25,7 @@ from unclip.models import Decoder, DiffusionPrior, Upsampler
 from .inputs import Request, Settings, check_request, choose_size
 from .loading import locate
 from .pictures import to_output
+from .plain_words import PlainWords
 from .stages import (
     ImageSeed,
     StepCallback,
@@ -54,7 +55,7 @@ class UnCLIPPipelineOutput(BaseOutput):
     image_embeds: Tensor
 
 
-class UnCLIPTextToImagePipeline(DiffusionPipeline):
+class UnCLIPTextToImagePipeline(PlainWords):
     """unCLIP's cascade as a diffusers pipeline.
 
     The components are CLIP, and for prior, decoder and each upsampler a network and a scheduler; any
@@ -67,6 +68,7 @@ class UnCLIPTextToImagePipeline(DiffusionPipeline):
         negative_prompt: what the pictures should move away from: its encoding takes the null caption's
             place in the unconditional branches. One, or one for each prompt. Without guidance it has no
             effect.
+        plain_words: put both prompts into the words of the captions first, if the model has a lexicon.
         num_images_per_prompt: pictures for each prompt.
         image_embeds: CLIP image embeddings [P, D] or [1, D] to decode in place of the prior's; any norm
             will do.
@@ -123,6 +125,7 @@ class UnCLIPTextToImagePipeline(DiffusionPipeline):
         num_prior_candidates: int = 2,  # as in the paper (§2.2)
         noise_level: float = 0.0,
         upsampler_noise_level: float = 0.0,
+        plain_words: bool = True,
     ) -> None:
         super().__init__()
         self.register_modules(
@@ -145,6 +148,7 @@ class UnCLIPTextToImagePipeline(DiffusionPipeline):
             num_prior_candidates=num_prior_candidates,
             noise_level=noise_level,
             upsampler_noise_level=upsampler_noise_level,
+            plain_words=plain_words,
         )
         self._stage: str | None = None
 
@@ -216,6 +220,7 @@ class UnCLIPTextToImagePipeline(DiffusionPipeline):
         num_prior_candidates: int | None = None,
         noise_level: float | None = None,
         upsampler_noise_level: float | None = None,
+        plain_words: bool | None = None,
         size: int | None = None,
         height: int | None = None,
         width: int | None = None,
@@ -241,6 +246,11 @@ class UnCLIPTextToImagePipeline(DiffusionPipeline):
             output_type=output_type,
             size=choose_size(list(self.sizes), size, height, width),
             embed_dim=self.clip.embed_dim,
+        )
+        request = replace(
+            request,
+            prompts=self.in_plain_words(request.prompts, plain_words),
+            negatives=self.in_plain_words(request.negatives, plain_words),
         )
         watch = self._watcher(callback_on_step_end, callback_on_step_end_tensor_inputs)
         seeds = image_seeds(generator, request.count, num_images_per_prompt)

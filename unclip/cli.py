@@ -89,6 +89,13 @@ def generate(
     candidates: Annotated[Whole, typer.Option(help="Embeddings that the prior chooses from.")] = None,
     noise_level: Annotated[Number, typer.Option(help="0 to 1: more variety, less likeness.")] = None,
     upsampler_noise_level: Annotated[Number, typer.Option(help="0 to 1: more repair.")] = None,
+    plain_words: Annotated[
+        bool | None,
+        typer.Option(
+            "--plain-words/--no-plain-words",
+            help="Put prompts into the words that the model knows, or leave them; by default as the model has it.",
+        ),
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Made at once; no picture depends on it.")] = 16,
     model: Model = None,
     device: Device = None,
@@ -100,6 +107,7 @@ def generate(
     pipe = load_pipeline(model, device, dtype, progress)
     from unclip.pipelines.gallery import draw, draw_grid
 
+    tell_understood(pipe, [*texts, *([negative_prompt] if negative_prompt else [])], plain_words)
     settings = pipe.settings(
         decoder_num_inference_steps=steps,
         prior_num_inference_steps=prior_steps,
@@ -110,7 +118,8 @@ def generate(
         noise_level=noise_level,
         upsampler_noise_level=upsampler_noise_level,
     )
-    facts = {"negative_prompt": negative_prompt, "model": model_name(model)}
+    facts: dict[str, Any] = {"negative_prompt": negative_prompt, "model": model_name(model)}
+    facts |= {} if plain_words is None else {"plain_words": plain_words}
     drawn = draw(
         pipe,
         texts,
@@ -121,6 +130,7 @@ def generate(
         settings=settings,
         facts=facts,
         batch_size=batch_size,
+        plain_words=plain_words,
         report=(lambda each: None) if as_json else (lambda each: typer.echo(each.path)),
     )
     sheet = str(draw_grid(drawn, output, num_images, facts)) if grid else None
@@ -170,6 +180,7 @@ def assemble(
     upsampler_1024: Annotated[
         Path | None, typer.Option("--upsampler-1024", help="Output of `unclip train upsampler-1024`.")
     ] = None,
+    lexicon: Annotated[Path | None, typer.Option(help="Output of `unclip data lexicon`.")] = None,
     dtype: Annotated[
         str, typer.Option(help="Of the weights on disk: float16, bfloat16 or float32.")
     ] = "float16",
@@ -191,6 +202,7 @@ def assemble(
         out=output,
         dtype=torch_dtype(dtype),
         defaults=defaults,
+        lexicon=lexicon,
     )
     typer.echo(folder)
 
@@ -224,6 +236,26 @@ def read_prompts(prompts: list[str], file: Path | None) -> list[str]:
     if not prompts:
         raise UserError("no prompt: say what to draw, e.g. unclip generate 'a red apple, 3D'")
     return prompts
+
+
+def tell_understood(pipe: UnCLIPTextToImagePipeline, prompts: list[str], plain_words: bool | None) -> None:
+    """On stderr, one line for each prompt that was understood differently or has words that nothing knows."""
+    wanted = pipe.config.plain_words if plain_words is None else plain_words
+    lexicon = pipe.lexicon if wanted else None
+    if lexicon is None:
+        return
+    for each in pipe.understand(list(dict.fromkeys(prompts))):
+        parts = []
+        if each.changed:
+            language = f" ({each.language})" if each.language else ""
+            parts.append(f'understood "{each.prompt}"{language} as "{each.text}"')
+        elif each.unknown:
+            parts.append(f'"{each.prompt}"')
+        for word in each.unknown:
+            near = ", ".join(lexicon.nearest(word)) if word.isascii() else ""
+            parts.append(f"unknown: '{word}'" + (f" (nearest known: {near})" if near else ""))
+        if parts:
+            print(one_line("; ".join(parts)), file=sys.stderr)
 
 
 def read_number(assignment: str) -> tuple[str, float]:

@@ -12,7 +12,7 @@ import re
 from unclip.data.concepts import Concept
 
 # The first word of each is the plainest; `style_article` uses it alone.
-_STYLE_WORDS: dict[str, tuple[str, ...]] = {
+STYLE_WORDS: dict[str, tuple[str, ...]] = {
     "noto": ("noto", "noto emoji", "Google noto"),
     "3D": ("3D", "3D rendered", "three-dimensional"),
     "flat": ("flat", "flat design", "flat vector"),
@@ -63,8 +63,8 @@ def caption_forms(concept: Concept, style: str, key: str, seed: int) -> dict[str
     if reordered:
         forms["reordered"] = reordered
     spoken = reordered if reordered and _draw(f"{seed}|order|{key}", 2) else name
-    forms["style_article"] = _style_article(_STYLE_WORDS[style][0], name)
-    forms["style_comma"] = f"{spoken}, {_STYLE_WORDS[style][_draw(f'{seed}|comma|{key}', 2)]}"
+    forms["style_article"] = _style_article(STYLE_WORDS[style][0], name)
+    forms["style_comma"] = f"{spoken}, {STYLE_WORDS[style][_draw(f'{seed}|comma|{key}', 2)]}"
     forms["style_phrase"] = _style_phrase(style, spoken, f"{seed}|phrase|{key}")
     words = _pick_tags(concept.tags, 3, f"{seed}|{key}")
     if words:
@@ -121,7 +121,7 @@ def _style_article(style_word: str, name: str) -> str:
 def _style_phrase(style: str, name: str, salt: str) -> str:
     """One of several ways to name the style, drawn by `salt`."""
     an = with_article(name)
-    word = _STYLE_WORDS[style][_draw(salt + "|word", len(_STYLE_WORDS[style]))]
+    word = STYLE_WORDS[style][_draw(salt + "|word", len(STYLE_WORDS[style]))]
     of = f"{article(word)} {word} of {an}"
     choices: tuple[str, ...]
     if style in _NOUN_STYLES:

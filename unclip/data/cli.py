@@ -32,3 +32,25 @@ def build_emoji_command(
     typer.echo(f"{manifest['samples']} pictures in {len(manifest['shards'])} shards under {out}: {counts}")
     left_out = ", ".join(f"{count} {reason}" for reason, count in manifest["left_out"].items())
     typer.echo(f"left out: {left_out}, {len(manifest['failures'])} that cannot be drawn")
+
+
+@app.command("lexicon")
+def lexicon_command(
+    data: Annotated[str, typer.Option(help="Folder made by `unclip data build emoji`.")],
+    output: Annotated[str, typer.Option("--output", "--out", "-o", help="File to write: lexicon.json.gz.")],
+    cache: Annotated[str | None, typer.Option(help="Folder of fetched packages.")] = None,
+) -> None:
+    """Make the lexicon by which a model understands plain words and other languages (fetches a package with npm)."""
+    from pathlib import Path
+
+    from unclip.data.lexicon import build_lexicon
+    from unclip.files import check_writable
+
+    check_writable(Path(output).parent)
+    lexicon = build_lexicon(data, cache)
+    lexicon.save(output)
+    size = Path(output).stat().st_size
+    typer.echo(
+        f"{len(lexicon.words)} words, {len(lexicon.languages)} languages, "
+        f"{len(lexicon.keep)} captions kept as they are, {size / 1e3:.0f} kB: {output}"
+    )

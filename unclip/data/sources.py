@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -290,6 +290,17 @@ def read_json(tarball: Path, name: str) -> Any:
         member = tar.extractfile(f"package/{name}")
         assert member is not None, f"{name} is a folder in {tarball}"
         return json.load(member)
+
+
+def read_jsons(tarball: Path, names: Collection[str]) -> dict[str, Any]:
+    """Several JSON files of a fetched tarball, in one pass: {name: content}; a name that is not there is left out."""
+    wanted = {f"package/{name}": name for name in names}
+    found = {}
+    with tarfile.open(tarball) as tar:
+        for member in tar:
+            if member.name in wanted and (stream := tar.extractfile(member)) is not None:
+                found[wanted[member.name]] = json.load(stream)
+    return found
 
 
 def read_files(tarball: Path, pattern: str) -> Iterator[tuple[str, bytes]]:

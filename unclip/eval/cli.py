@@ -108,6 +108,87 @@ def card_command(
     typer.echo(str(write_card(facts, folder, grids=report.parent)))
 
 
+@app.command("words")
+def words_command(
+    data: Annotated[Path, _DATA] = Path("data/emoji"),
+    model: Annotated[str | None, _MODEL] = None,
+    out: Annotated[Path, typer.Option(help="Folder for words.json and words.md.")] = Path("out/eval"),
+    prompts: Annotated[int, typer.Option(help="Prompts of each kind and language.")] = 100,
+    seed: Annotated[int, typer.Option(help="Settles the prompts.")] = 0,
+    cache: Annotated[Path | None, typer.Option(help="Folder of fetched packages.")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, mps.")] = "cpu",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON, no table.")] = False,
+) -> None:
+    """Measure how plain words are understood: sentences, typing errors, spellings, plurals and languages."""
+    report = _evaluate_words(data, model, out, prompts, seed, cache, device)
+    if as_json:
+        import json
+
+        typer.echo(json.dumps(report, indent=2))
+        return
+    from rich.console import Console
+
+    from unclip.eval.tables import print_table
+    from unclip.eval.words import table
+
+    print_table(table(report["rows"], report["keywords"]), Console())
+    typer.echo(f"{out / 'words.md'}")
+
+
+def _evaluate_words(
+    data: Path, model: str | None, out: Path, prompts: int, seed: int, cache: Path | None, device: str
+) -> dict[str, Any]:
+    import json
+
+    import numpy as np
+
+    from unclip.data import CaptionedImages
+    from unclip.data.lexicon import translated_names, translated_tags
+    from unclip.data.sources import default_cache
+    from unclip.errors import UserError
+    from unclip.eval import words
+    from unclip.eval.cache import cache_folder
+    from unclip.eval.emoji import real_embeds
+    from unclip.eval.tables import to_markdown
+    from unclip.files import atomic_path
+    from unclip.pipelines import UnCLIPTextToImagePipeline
+    from unclip.pipelines.loading import choose_device
+
+    _check_data(data)
+    pipe = UnCLIPTextToImagePipeline.from_pretrained(model).to(choose_device(device))
+    lexicon = pipe.lexicon
+    if lexicon is None:
+        raise UserError(
+            "this model has no lexicon; make one with `unclip data lexicon`, then assemble with it"
+        )
+    adapter = as_model(pipe, min(pipe.sizes), {})
+    pictures = CaptionedImages(data, split=None)
+    packages = cache or default_cache()
+    cases = words.make_cases(pictures.records, lexicon, translated_names(packages), prompts, seed)
+    rows, subjects = words.one_picture_each(pictures.records)
+    gallery = real_embeds(pictures, adapter, cache_folder(data, out))[rows]
+    rng = np.random.default_rng(seed)
+    tags = {
+        code: [str(tag) for tag in rng.permutation(all_tags)[: 3 * prompts]]
+        for code, all_tags in translated_tags(packages, lexicon).items()
+    }
+    report = {
+        "settings": {
+            "prompts": prompts,
+            "seed": seed,
+            "subjects": len(subjects),
+            "model": adapter.fingerprint,
+        },
+        "rows": words.measure(cases, pipe.understand, adapter.encode_text, gallery, subjects, seed),
+        "keywords": words.unknown_tags(tags, pipe.understand, seed),
+    }
+    page = to_markdown(words.table(report["rows"], report["keywords"]))
+    for name, text in (("words.json", json.dumps(report, indent=2)), ("words.md", page)):
+        with atomic_path(out / name) as temporary:
+            temporary.write_text(text + "\n", encoding="utf-8")
+    return report
+
+
 def _evaluate(
     data: Path,
     model: str | None,

@@ -74,15 +74,20 @@ def report_markdown(report: Mapping[str, Any]) -> str:
 def print_report(report: Mapping[str, Any], console: Console) -> None:
     """Show all tables on a terminal."""
     for table in report_tables(report):
-        shown = RichTable()
-        for i, column in enumerate(table.header):
-            shown.add_column(column, justify="left" if i < 2 else "right")
-        for row in table.rows:
-            shown.add_row(*row)
-        # Around the table, not of it: a title or caption would be wrapped at the table's width.
-        console.print(f"\n[bold]{table.title}[/bold]")
-        console.print(shown)
-        console.print(table.note, style="dim")
+        print_table(table, console)
+
+
+def print_table(table: Table, console: Console) -> None:
+    """Show one table on a terminal."""
+    shown = RichTable()
+    for i, column in enumerate(table.header):
+        shown.add_column(column, justify="left" if i < 2 else "right")
+    for row in table.rows:
+        shown.add_row(*row)
+    # Around the table, not of it: a title or caption would be wrapped at the table's width.
+    console.print(f"\n[bold]{table.title}[/bold]")
+    console.print(shown)
+    console.print(table.note, style="dim")
 
 
 def failure_lines(report: Mapping[str, Any]) -> list[str]:

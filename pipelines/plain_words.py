@@ -1,0 +1,77 @@
+"""Plain words for a pipeline: its lexicon, a file in the model's folder, rewrites prompts before CLIP reads them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from diffusers import DiffusionPipeline
+
+from unclip.clip import FrozenCLIP
+from unclip.clip.tokenize import FileTokenizer
+from unclip.data.words import LEXICON_FILE, Lexicon, Understood
+from unclip.errors import UserError
+
+
+class PlainWords(DiffusionPipeline):
+    """What a pipeline needs to understand plain words; the lexicon is read when it is first asked for."""
+
+    clip: FrozenCLIP
+    _lexicon: Lexicon | None = None
+    _looked = False  # for the file of the folder that the pipeline was loaded from
+    _clip_words: frozenset[str] | None = None
+
+    @property
+    def lexicon(self) -> Lexicon | None:
+        """Of this model; None if it has none. May be set.
+
+        Raises:
+            UserError: its file is damaged.
+        """
+        if not self._looked:
+            folder: str | None = getattr(
+                self.config, "_name_or_path", None
+            )  # diffusers' note of where it was loaded
+            if folder and (path := Path(folder) / LEXICON_FILE).is_file():
+                self._lexicon = Lexicon.load(path)
+            self._looked = True
+        return self._lexicon
+
+    @lexicon.setter
+    def lexicon(self, lexicon: Lexicon | None) -> None:
+        self._lexicon, self._looked = lexicon, True
+
+    def understand(self, prompts: Sequence[str]) -> list[Understood]:
+        """Each prompt in the captions' words; as it is without a lexicon."""
+        lexicon = self.lexicon
+        if lexicon is None:
+            return [Understood(prompt, prompt) for prompt in prompts]
+        if self._clip_words is None:
+            self._clip_words = whole_words(self.clip)
+        return [lexicon.understand(prompt, self._clip_words) for prompt in prompts]
+
+    def in_plain_words(self, prompts: list[str] | None, wanted: bool | None) -> list[str] | None:
+        """The texts for CLIP; `wanted` None stands for the model's setting."""
+        if wanted is not None and not isinstance(wanted, bool):
+            raise UserError(f"plain_words must be True, False or None, got {wanted!r}")
+        config: Any = self.config
+        if prompts is None or not (config.plain_words if wanted is None else wanted):
+            return prompts
+        return [each.text for each in self.understand(prompts)]
+
+    def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
+        """Save all components, and the lexicon if there is one."""
+        lexicon = self.lexicon
+        super().save_pretrained(save_directory, *args, **kwargs)
+        if lexicon is not None:
+            lexicon.save(Path(save_directory) / LEXICON_FILE)
+
+
+def whole_words(clip: FrozenCLIP) -> frozenset[str]:
+    """The words, in lower case, that CLIP's tokenizer has as they are: no typing errors, whatever the captions use."""
+    tokenizer = clip.text_tokenizer
+    if not isinstance(tokenizer, FileTokenizer):
+        return frozenset()
+    return frozenset(word for word in tokenizer.tokenizer.get_vocab() if re.fullmatch("[a-z]{2,}", word))

@@ -1,0 +1,422 @@
+"""Plain words: what a person types, in the words that the model's captions use.
+
+A `Lexicon` knows the words of the training captions and how often each occurs, what the subjects are called in other
+languages, and a few ways to say the same in English. `understand` takes a prompt through five steps:
+
+    request      "could you draw me a red apple please" -> "a red apple"
+    style        "a dog, like a 3D toy" -> "a dog, 3D"
+    translation  "un perro rojo" -> "red dog"
+    spelling     "gray" -> "grey", "rockets" -> "rocket", "rocekt" -> "rocket"
+    what is left that neither the captions nor the caller's own vocabulary has is named as unknown
+
+A caption that the data uses comes out as it went in, and no step but the translation of a whole phrase touches a word
+that the captions use. `unclip.data.lexicon` makes the file.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+import unicodedata
+import zlib
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from unclip.data.concepts import COLOURS
+from unclip.data.spelling import correct, damerau, plural, singular
+from unclip.errors import UserError
+from unclip.files import atomic_path
+
+LEXICON_FILE = "lexicon.json.gz"
+FORMAT = 1
+_LONGEST_PROMPT = 400  # words; what follows is left as it is, CLIP reads far fewer
+
+# Scripts written without spaces: each letter is a word of its own, so the longest phrase of letters is found.
+_UNSPACED = "\u0e00-\u0e7f\u3005-\u3007\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
+# Vowel signs of Devanagari and Bengali are no letters to `re`: their blocks count as a whole, without the danda.
+_SPACED = "\u0300-\u036f\u0900-\u0963\u0966-\u09ff\u200c\u200d"
+_LETTER = rf"(?:(?![{_UNSPACED}])[^\W_]|[{_SPACED}])"
+_WORD = re.compile(rf"[{_UNSPACED}]|{_LETTER}+(?:[-'’]{_LETTER}+)*")
+_UNDECOMPOSED = str.maketrans({"ł": "l", "ø": "o", "đ": "d", "æ": "ae", "œ": "oe", "ı": "i", "’": "'",
+                               "\u200c": None, "\u200d": None})  # fmt: skip
+_MARKS = re.compile("[\u0300-\u036f]")
+
+_ME = r"(?:\s+(?:me|us))?"
+_ASK = r"(?:draw|make|show|paint|create|generate|give|sketch|render|design|do|get)"
+_REQUEST = re.compile(
+    r"^\W*(?:(?:hi|hello|hey)\b\W*)?(?:please\W+)?(?:"
+    rf"(?:can|could|would|will)\s+(?:you|i|we)\s+(?:please\s+)?(?:{_ASK}|have|see){_ME}|"
+    rf"{_ASK}\s+(?:me|us)|(?:draw|paint|sketch|generate|create|show|make)(?=\s+(?:an?|the|some)\s)|"
+    r"(?:i|we)(?:['’]d|\s+would)?\s+(?:really\s+)?(?:like|love|want|need|wish\s+for)"
+    rf"(?:\s+you)?(?:\s+to\s+(?:see|have|get|{_ASK}))?{_ME}|"
+    rf"let(?:['’]s|\s+me)\s+(?:see|have|{_ASK})|i\s+am\s+looking\s+for|i['’]m\s+looking\s+for|how\s+about"
+    r")\s+(?=\w)",
+    re.IGNORECASE,
+)
+_PICTURE_OF = re.compile(
+    r"^(?:an?\s+|the\s+|some\s+)?(?:(?:nice|little|simple|small|quick)\s+)?"
+    r"(?:picture|image|photo|drawing|illustration|emoji|icon|painting|sketch)s?\s+"
+    r"(?:of|with|showing|that\s+shows)\s+(?=\w)",
+    re.IGNORECASE,
+)
+_THANKS = re.compile(r"(?:[,.!?]?\s+(?:please|thanks|thank\s+you|for\s+me))+[\s.!?]*$", re.IGNORECASE)
+
+
+class Word(NamedTuple):
+    """A word of a prompt: as looked up, and where it stands."""
+
+    key: str
+    start: int
+    end: int
+
+
+class _Match(NamedTuple):
+    """Words [first, last) that are a phrase of a language, and the English for it; `helper`: no subject or colour."""
+
+    first: int
+    last: int
+    english: str
+    helper: bool
+
+
+@dataclass(frozen=True)
+class Understood:
+    """A prompt as typed, the text for the model, the other language in it, and the words that nothing knows."""
+
+    prompt: str
+    text: str
+    language: str | None = None
+    unknown: tuple[str, ...] = ()
+
+    @property
+    def changed(self) -> bool:
+        return self.text != self.prompt
+
+
+@dataclass
+class Lexicon:
+    """What plain words are understood by.
+
+    Attributes:
+        words: word of the captions -> how often it occurs in those of training (0: in held-out ones alone).
+        languages: code -> {folded phrase: English}, the more widely spoken ones first.
+        helpers: code -> {folded phrase: English or ""}: articles, "with", "please": looked at only beside a phrase.
+        spellings: word -> its other spelling, both ways.
+        styles: ways to name a style -> the captions' word for it.
+        style_words: those of them that the captions use.
+        keep: captions, in lower case, that the rules would change and must not.
+    """
+
+    words: dict[str, int]
+    languages: dict[str, dict[str, str]] = field(default_factory=dict)
+    helpers: dict[str, dict[str, str]] = field(default_factory=dict)
+    spellings: dict[str, str] = field(default_factory=dict)
+    styles: dict[str, str] = field(default_factory=dict)
+    style_words: frozenset[str] = frozenset()
+    keep: frozenset[str] = frozenset()
+
+    def __post_init__(self) -> None:
+        self._style_end, self._style_start = _style_patterns(self.styles)
+        phrases = [key for table in (self.languages, self.helpers) for each in table.values() for key in each]
+        self._longest: dict[str, int] = {}  # first word of a phrase -> words of the longest such phrase
+        for key in phrases:
+            first, spaces = key.partition(" ")[0], key.count(" ")
+            if spaces >= self._longest.get(first, 0):
+                self._longest[first] = spaces + 1
+
+    def understand(self, prompt: str, known: Collection[str] = ()) -> Understood:
+        """The prompt in the captions' words.
+
+        Args:
+            known: further words, in lower case, that are no typing errors: those of CLIP's own vocabulary.
+        """
+        if " ".join(prompt.lower().split()) in self.keep:
+            return Understood(prompt, prompt)
+        text = self._style_last(strip_request(prompt))
+        text, language, left_out = self._translate(text, known)
+        text = self._respell(text, known)
+        unknown = [word.key for word in words_of(text) if not self.knows(word.key, known)]
+        return Understood(prompt, text, language, tuple(dict.fromkeys([*left_out, *unknown])))
+
+    def knows(self, word: str, known: Collection[str] = ()) -> bool:
+        """Whether a folded word, or each part of a hyphened one, is in the captions or in `known`."""
+        parts = [word, *([] if word in self.words else word.split("-")[1:])]
+        parts[0] = word if len(parts) == 1 else word.split("-")[0]
+        bare = (part.removesuffix("'s") for part in parts)
+        return all(
+            part in self.words or part in known or part.isdigit() or (len(part) == 1 and part.isascii())
+            for part in bare
+        )
+
+    def nearest(self, word: str, count: int = 3) -> list[str]:
+        """The words of the captions nearest to `word` by edits, the more frequent first among equals."""
+        letters = set(word)
+        near = [each for each in self.words if abs(len(each) - len(word)) < 3 and len(each) > 2]
+        near.sort(
+            key=lambda each: len(letters.symmetric_difference(each))
+        )  # quick to tell, good enough to sift by
+        return sorted(near[:200], key=lambda each: (damerau(word, each), -self.words[each], each))[:count]
+
+    # ---- steps ------------------------------------------------------------------------------------------------
+
+    def _style_last(self, text: str) -> str:
+        """A style that is said in another way than captions do becomes ", STYLE" at the end."""
+        for pattern in filter(None, (self._style_end, self._style_start)):
+            found = pattern.match(text)
+            if found is None:
+                continue
+            said = " ".join(found["style"].lower().split())
+            like_captions = not found["otherwise"] or re.search(r"\bstyle\W*$", text, re.IGNORECASE)
+            if said not in self.style_words or not like_captions:
+                return f"{found['rest'].rstrip(' ,.')}, {self.styles[said]}"
+        return text
+
+    def _translate(self, text: str, known: Collection[str]) -> tuple[str, str | None, list[str]]:
+        """English for the phrases of the one other language that explains most -> text, language, words left out."""
+        words = words_of(text)[:_LONGEST_PROMPT]
+        foreign = [word.key not in self.words for word in words]
+        if not any(foreign):
+            return text, None, []
+        keys = self._phrases_in([word.key for word in words])
+        best: tuple[tuple[int, int], str, list[_Match]] | None = None
+        for language, table in self.languages.items():
+            if not any(key in table for _, _, key in keys):
+                continue
+            matches = self._matches(language, keys, foreign)
+            strong = [i for m in matches for i in range(m.first, m.last) if not m.helper and foreign[i]]
+            certain = sum(not self.knows(words[i].key, known) for i in strong)
+            covered = sum(m.last - m.first for m in matches)
+            if (
+                strong
+                and (certain or covered == len(words))
+                and (best is None or (certain, covered) > best[0])
+            ):
+                best = (certain, covered), language, matches
+        if best is None:
+            return text, None, []
+        return self._in_english(text, words, best[2], known, best[1])
+
+    def _phrases_in(self, words: list[str]) -> list[tuple[int, int, str]]:
+        """(first, last, phrase) of all runs of words that some phrase may be."""
+        return [
+            (i, i + n, " ".join(words[i : i + n]))
+            for i, word in enumerate(words)
+            for n in range(1, min(self._longest.get(word, 0), len(words) - i) + 1)
+        ]
+
+    def _matches(self, language: str, keys: list[tuple[int, int, str]], foreign: list[bool]) -> list[_Match]:
+        """Phrases of a language from left to right, the longest first, none of English words alone."""
+        table, helpers = self.languages[language], self.helpers.get(language, {})
+        longest: dict[int, _Match] = {}
+        for first, last, key in keys:
+            if key in table and any(foreign[first:last]):
+                longest[first] = _Match(first, last, table[key], False)
+            elif key in helpers:
+                longest[first] = _Match(first, last, helpers[key], True)
+        matches: list[_Match] = []
+        position = 0
+        while position < len(foreign):
+            found = longest.get(position)
+            if found is not None:
+                matches.append(found)
+            position = position + 1 if found is None else found.last
+        # A helper that looks like an English word is one only right before a phrase: "die Katze", not "a die".
+        kept: list[_Match] = []
+        for match in reversed(matches):
+            english = match.helper and not any(foreign[match.first : match.last])
+            if not english or (kept and kept[-1].first == match.last):
+                kept.append(match)
+        return kept[::-1]
+
+    def _in_english(
+        self, text: str, words: list[Word], matches: list[_Match], known: Collection[str], language: str
+    ) -> tuple[str, str, list[str]]:
+        parts: list[str] = []
+        left_out: list[str] = []
+        end = 0
+        of_word = {match.first: match for match in _adjectives_first(matches)}
+        inside = {i for match in matches for i in range(match.first, match.last)}
+        for i, word in enumerate(words):
+            between = text[end : word.start]
+            end = word.end
+            if i in of_word:
+                parts += [between or " ", of_word[i].english]
+            elif i not in inside:
+                if self.knows(word.key, known):
+                    parts += [between, text[word.start : word.end]]
+                else:
+                    parts.append(" ")
+                    left_out.append(word.key)
+        return _tidy("".join([*parts, text[end:]])), language, _joined(left_out)
+
+    def _respell(self, text: str, known: Collection[str]) -> str:
+        parts: list[str] = []
+        end = 0
+        for word in words_of(text):
+            parts += [text[end : word.start], self._spelled(word.key, text[word.start : word.end], known)]
+            end = word.end
+        return "".join([*parts, text[end:]])
+
+    def _spelled(self, word: str, typed: str, known: Collection[str]) -> str:
+        """One word as the captions have it, or as typed."""
+        count = self.words.get(word)
+        other = self.spellings.get(word)
+        # Two spellings are one word: the captions' usual one stands for the other.
+        if other is not None and self.words.get(other, 0) > 10 * (count or 0):
+            return other
+        if count is not None:
+            return typed
+        if "-" in word:
+            pairs = zip(word.split("-"), typed.split("-"), strict=True)
+            return "-".join(self._spelled(key, part, known) for key, part in pairs)
+        form = singular(word, self.words)
+        if form is None and not self.knows(word, known):
+            form = plural(word, self.words) or correct(word, self.words)
+        return form or typed
+
+    # ---- the file ---------------------------------------------------------------------------------------------
+
+    def save(self, path: str | Path) -> None:
+        """Write one file, whole or not at all; the same lexicon gives the same bytes."""
+        subjects = sorted({english for table in self.languages.values() for english in table.values()})
+        languages = {}
+        for code, table in self.languages.items():
+            by_subject: dict[str, list[str]] = {}
+            for key, english in table.items():
+                by_subject.setdefault(english, []).append(key)
+            languages[code] = ["|".join(sorted(by_subject.get(subject, []))) for subject in subjects]
+        content = {
+            "format": FORMAT,
+            "words": self.words,
+            "subjects": subjects,
+            "languages": languages,
+            "helpers": self.helpers,
+            "spellings": self.spellings,
+            "styles": self.styles,
+            "style_words": sorted(self.style_words),
+            "keep": sorted(self.keep),
+        }
+        text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(gzip.compress(text.encode(), mtime=0))
+
+    @classmethod
+    def load(cls, path: str | Path) -> Lexicon:
+        """Read what `save` wrote.
+
+        Raises:
+            UserError: the file is missing, damaged or of another version of unclip.
+        """
+        try:
+            content: dict[str, Any] = json.loads(gzip.decompress(Path(path).read_bytes()))
+            if content["format"] != FORMAT:
+                raise UserError(f"{path} has format {content['format']}, expected {FORMAT}: make it again "
+                                "with this version's `unclip data lexicon`")  # fmt: skip
+            languages = {
+                code: {
+                    key: subject
+                    for keys, subject in zip(column, content["subjects"], strict=True)
+                    for key in filter(None, keys.split("|"))
+                }
+                for code, column in content["languages"].items()
+            }
+            return cls(
+                words=content["words"],
+                languages=languages,
+                helpers=content["helpers"],
+                spellings=content["spellings"],
+                styles=content["styles"],
+                style_words=frozenset(content["style_words"]),
+                keep=frozenset(content["keep"]),
+            )
+        except UserError:
+            raise
+        except FileNotFoundError as error:
+            raise UserError(f"no lexicon at {path}: make one with `unclip data lexicon`") from error
+        except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"the lexicon {path} is damaged ({error}): make or copy it again") from error
+
+
+def fold(text: str) -> str:
+    """Lower case, one form of each letter, no accents on Latin and Cyrillic letters."""
+    text = text.casefold()
+    if text.isascii():
+        return text
+    text = unicodedata.normalize("NFKC", text).translate(_UNDECOMPOSED)
+    # Kana and Hangul decompose too: only what has accents is taken apart, and put together again after.
+    return unicodedata.normalize("NFC", _MARKS.sub("", unicodedata.normalize("NFD", text)))
+
+
+def words_of(text: str) -> list[Word]:
+    """The words of a text with their places; letters of scripts without spaces one by one."""
+    return [Word(fold(found.group()), found.start(), found.end()) for found in _WORD.finditer(text)]
+
+
+def phrase_key(text: str) -> str:
+    """How a phrase is looked up: its folded words joined by spaces."""
+    return " ".join(word.key for word in words_of(text))
+
+
+def strip_request(text: str) -> str:
+    """A sentence that asks for a picture without the asking; other text as it is."""
+    rest = _REQUEST.sub("", text)
+    asked = rest != text
+    rest = _PICTURE_OF.sub("", rest)
+    without = _THANKS.sub("", rest)
+    if without and (asked or "," not in rest):  # "folded hands, bow, please" lists what is to be seen
+        rest = without
+    return rest if rest == text else rest.rstrip(" .!?,") or text
+
+
+def _style_patterns(styles: Mapping[str, str]) -> tuple[re.Pattern[str] | None, re.Pattern[str] | None]:
+    """For "…, like a 3D toy" at the end and "a 3D render of …" at the start; `otherwise`: not as captions say it."""
+    if not styles:
+        return None, None
+    names = "|".join(re.escape(name).replace(r"\ ", r"\s+") for name in sorted(styles, key=len, reverse=True))
+    how = r"(?:that\s+)?(?:(?:looks?|looking|drawn|made|done|rendered|painted|designed)\s+)?"
+    end = re.compile(
+        rf"(?P<rest>.*?\w)\W*\s{how}"
+        r"(?:(?P<otherwise>(?:just\s+)?like\s+(?:an?\s+|the\s+)?|in\s+the\s+style\s+of\s+(?:an?\s+|the\s+)?|in\s+)"
+        rf"|as\s+(?:an?\s+)?|(?<=,\s)(?:an?\s+)?|)\(?(?P<style>{names})"
+        r"(?:\s+(?:style|emoji|look|picture|icon|drawing|version|toy)s?)?\W*$",
+        re.IGNORECASE,
+    )
+    start = re.compile(
+        rf"(?:an?\s+|the\s+)?(?P<style>{names})(?:\s+style)?\s+"
+        r"(?:(?P<otherwise>image|drawing|version|render(?:ing)?|model|toy|design|illustration)\s+|"
+        r"(?:emoji|picture|icon)\s+)?of\s+(?P<rest>(?:an?\s+|the\s+)?\w.*)$",
+        re.IGNORECASE,
+    )
+    return end, start
+
+
+def _adjectives_first(matches: list[_Match]) -> Iterator[_Match]:
+    """Matches with "dog red" put as "red dog": a colour that follows its noun changes places with it."""
+    queue = list(matches)
+    for i in range(len(queue) - 1):
+        noun, colour = queue[i], queue[i + 1]
+        follows = noun.last == colour.first and colour.english in COLOURS
+        if follows and not noun.helper and noun.english not in COLOURS:
+            queue[i] = noun._replace(english=colour.english)
+            queue[i + 1] = colour._replace(english=noun.english)
+    yield from queue
+
+
+def _joined(words: list[str]) -> list[str]:
+    """Letters of scripts without spaces as one word again."""
+    joined: list[str] = []
+    for word in words:
+        if joined and re.fullmatch(f"[{_UNSPACED}]", word) and re.fullmatch(f"[{_UNSPACED}]+", joined[-1]):
+            joined[-1] += word
+        else:
+            joined.append(word)
+    return joined
+
+
+def _tidy(text: str) -> str:
+    text = re.sub(r"\s+", " ", text)
+    text = re.sub(r"\s+([,.!?、。])", r"\1", text)
+    return re.sub(r"([,、。])(?:\s*[,、。])+", r"\1", text).strip(" ,.!?、。¿¡！？")
