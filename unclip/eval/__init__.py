@@ -8,6 +8,8 @@ choice.py      which prompts are asked: stratified over splits, seeded
 judge.py       subject and style of a picture by its nearest real pictures
 emoji.py       the report on an emoji model; tables.py and grids.py show it
 drawing.py     making the pictures, resumable
+memorisation.py  how many of them are copies of training pictures
+gallery.py     a fixed list of prompts (gallery.json), drawn with fixed seeds, nothing picked
 card.py        the model card
 cli.py         `unclip eval …`
 """

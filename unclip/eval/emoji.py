@@ -63,6 +63,10 @@ class Model:
     clip_fingerprint: str
     settings: dict[str, Any] = field(default_factory=dict)
 
+    def stamp(self, size: int) -> dict[str, Any]:
+        """What a picture of `size` pixels depends on besides prompt and seed; see `draw_pictures`."""
+        return {**self.settings, "model": self.fingerprint, "size": size}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
@@ -203,15 +207,15 @@ def generated_part(
     """Draw and judge; see `verdict_rows` for what is compared with what."""
     chosen = choose_stratified(data.records, options.prompts, options.seed)
     asked = [a for group in chosen.values() for a in group]
-    stamp = {**model.settings, "model": model.fingerprint, "size": options.size}
     pictures = draw_pictures(
-        asked, model.generate, out / "images", stamp, batch_size=options.batch_size, progress=options.progress
+        asked,
+        model.generate,
+        out / "images",
+        model.stamp(options.size),
+        batch_size=options.batch_size,
+        progress=options.progress,
     )
-    gallery = cached(
-        cache / f"eval-{net.name.lower()}.safetensors",
-        f"{net.name} {INPUT_SIZE} {data.fingerprint()} {JUDGED_AT}",
-        lambda: net(_each_real(data, range(len(data)), JUDGED_AT), len(data), progress=options.progress),
-    )
+    gallery = real_features(data, net, cache, options.progress)
     made = net(pictures, len(asked), progress=options.progress)
     judge = Judge(gallery, data.records)
     rows = [a.index for a in asked]
@@ -254,6 +258,15 @@ def verdict_rows(
         "generated": judge.verdicts(made, asked),
         "lookup": judge.verdicts(found, asked),
     }
+
+
+def real_features(data: Pictures, net: FeatureNet, cache: Path, progress: bool = True) -> Tensor:
+    """The judge's raw features of all real pictures -> [N,F]; kept in `cache`."""
+    return cached(
+        cache / f"eval-{net.name.lower()}.safetensors",
+        f"{net.name} {INPUT_SIZE} {data.fingerprint()} {JUDGED_AT}",
+        lambda: net(_each_real(data, range(len(data)), JUDGED_AT), len(data), progress=progress),
+    )
 
 
 def closest_seen(data: Pictures, model: Model, embeds: Tensor, asked: Sequence[Asked]) -> list[int]:
