@@ -16,7 +16,9 @@ app = typer.Typer(help="Measure a model and write its card.", no_args_is_help=Tr
 
 _DATA = typer.Option(help="Folder made by `unclip data build emoji`, or one .tar of it.")
 _OUTPUT = typer.Option("--output", "--out", "-o", help="Folder to write into.")
-_SETTING = typer.Option(metavar="KEY=VALUE", help="Of a call, e.g. decoder_guidance_scale=3; repeat for more.")
+_SETTING = typer.Option(
+    metavar="KEY=VALUE", help="Of a call, e.g. decoder_guidance_scale=3; repeat for more."
+)
 _MODEL = typer.Option(help="Pipeline folder or hub id; the embedded model by default.")
 
 

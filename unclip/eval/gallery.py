@@ -63,9 +63,7 @@ def sections(names: Sequence[str] | None = None) -> list[Section]:
             name=each["name"],
             title=each["title"],
             split=each.get("split", ""),
-            prompts=tuple(
-                Prompt(p["prompt"], p.get("key", ""), p.get("note", "")) for p in each["prompts"]
-            ),
+            prompts=tuple(Prompt(p["prompt"], p.get("key", ""), p.get("note", "")) for p in each["prompts"]),
         )
         for each in content
     ]
@@ -125,7 +123,9 @@ def draw_gallery(
 
     Pictures are kept in OUT/images; those made by the same model and settings are not drawn again.
     """
-    asked = [_ask(section, prompt, seed) for section in chosen for prompt in section.prompts for seed in seeds]
+    asked = [
+        _ask(section, prompt, seed) for section in chosen for prompt in section.prompts for seed in seeds
+    ]
     drawn = draw_pictures(
         asked, model.generate, out / "images", model.stamp(size), batch_size=batch_size, progress=progress
     )
@@ -157,5 +157,12 @@ def _ask(section: Section, prompt: Prompt, seed: int) -> Asked:
     """A prompt of the gallery as `draw_pictures` takes it; the file's name is settled by prompt and seed."""
     name = f"{zlib.crc32(prompt.text.encode()):08x}-seed{seed}"
     return Asked(
-        index=-1, key=name, split=section.name, subject="", concept="", style="", prompt=prompt.text, seed=seed
+        index=-1,
+        key=name,
+        split=section.name,
+        subject="",
+        concept="",
+        style="",
+        prompt=prompt.text,
+        seed=seed,
     )

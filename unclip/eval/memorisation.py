@@ -102,13 +102,10 @@ def similarity(a: Tensor, b: Tensor) -> Tensor:
 
 def ink(pictures: Sequence[np.ndarray]) -> Tensor:
     """uint8 [H,W,3] on white, of any size -> float32 [Q, 32·32·3], 0 = white, 1 = black."""
-    coarse = []
-    for picture in pictures:
-        image = Image.fromarray(picture)
-        for side in (DRAWN_AT, COARSE):
-            image = image.resize((side, side), Image.Resampling.BOX)
-        coarse.append(255 - np.asarray(image))
-    return torch.from_numpy(np.stack(coarse)).flatten(1).float() / 255
+    small = [Image.fromarray(each).resize((DRAWN_AT, DRAWN_AT), Image.Resampling.BOX) for each in pictures]
+    dark = 1 - torch.from_numpy(np.stack([np.asarray(each) for each in small])).float() / 255
+    step = DRAWN_AT // COARSE
+    return dark.unflatten(2, (COARSE, step)).unflatten(1, (COARSE, step)).mean((2, 4)).flatten(1)
 
 
 def pixel_measure(data: Pictures, cache: Path, progress: bool = True) -> Measure:
@@ -126,11 +123,16 @@ def feature_measure(data: Pictures, net: FeatureNet, cache: Path, progress: bool
     """The measure `features`, from the features that `unclip eval emoji` keeps in `cache`."""
     raw = real_features(data, net, cache, progress)
     whiten = Whitening(raw)
-    return Measure("features", whiten(raw), lambda pictures: whiten(net(pictures, len(pictures), progress=progress)))
+    return Measure(
+        "features", whiten(raw), lambda pictures: whiten(net(pictures, len(pictures), progress=progress))
+    )
 
 
 def nearest(
-    measure: Measure, queries: Tensor, trained: np.ndarray, forbidden: Callable[[slice], np.ndarray] | None = None
+    measure: Measure,
+    queries: Tensor,
+    trained: np.ndarray,
+    forbidden: Callable[[slice], np.ndarray] | None = None,
 ) -> Nearest:
     """The most similar of the training pictures, `trained` [T] being their rows, to each of queries [Q,F].
 
@@ -179,7 +181,9 @@ def evaluate_memorisation(
     """
     trained = np.array([i for i, record in enumerate(data.records) if record["split"] == "train"], np.int64)
     if len({data.records[i]["subject"] for i in trained}) < 2:
-        raise UserError("memorisation needs training pictures of two subjects or more; give the whole data set")
+        raise UserError(
+            "memorisation needs training pictures of two subjects or more; give the whole data set"
+        )
     chosen = choose_stratified(data.records, options.prompts, options.seed)
     asked = [a for group in chosen.values() for a in group]
     pictures = draw_pictures(
@@ -252,9 +256,13 @@ def _by_split(
 ) -> dict[str, dict[str, Any]]:
     """{split, "held out" or "all": {"generated" and "real": figures}}; `real` of all would mix at other shares."""
     where = np.array([a.split for a in asked])
-    real = {split: nearest_other(measure, _rows(data, split, REAL), trained) for split in dict.fromkeys(where)}
+    real = {
+        split: nearest_other(measure, _rows(data, split, REAL), trained) for split in dict.fromkeys(where)
+    }
     rows = np.array([a.index for a in asked])
-    subject = np.array([data.records[i]["subject"] == a.subject for i, a in zip(found.row, asked, strict=True)])
+    subject = np.array(
+        [data.records[i]["subject"] == a.subject for i, a in zip(found.row, asked, strict=True)]
+    )
     groups = {split: where == split for split in real} | {HELD_OUT: where != "train", "all": where == where}
     figures: dict[str, dict[str, Any]] = {}
     for name, these in groups.items():
@@ -286,7 +294,12 @@ def _rows(data: Pictures, split: str, count: int) -> np.ndarray:
 
 
 def _most_similar(
-    data: Pictures, asked: Sequence[Asked], pictures: Sequence[np.ndarray], found: Nearest, out: Path, top: int
+    data: Pictures,
+    asked: Sequence[Asked],
+    pictures: Sequence[np.ndarray],
+    found: Nearest,
+    out: Path,
+    top: int,
 ) -> dict[str, Any] | None:
     """Write OUT/most-similar.png: the `top` pairs of the greatest similarity in pixels."""
     order = np.argsort(-found.similarity, kind="stable")[:top]
@@ -295,10 +308,19 @@ def _most_similar(
     pairs, cells = [], []
     for i in order.tolist():
         record, value = data.records[found.row[i]], float(found.similarity[i])
-        pairs.append({"prompt": asked[i].prompt, "split": asked[i].split, "similarity": value, "nearest": record["key"]})
+        pairs.append(
+            {
+                "prompt": asked[i].prompt,
+                "split": asked[i].split,
+                "similarity": value,
+                "nearest": record["key"],
+            }
+        )
         twin = Image.fromarray(data.rgb(int(found.row[i]), JUDGED_AT))
         cells.append((f"{value:.4f}  {asked[i].prompt}", Image.fromarray(pictures[i]), twin))
-    heading = f"The {len(cells)} of {len(asked)} generated pictures most similar to a training picture (pixels)"
+    heading = (
+        f"The {len(cells)} of {len(asked)} generated pictures most similar to a training picture (pixels)"
+    )
     save_pairs(cells, heading, out / "most-similar.png")
     return {"path": "most-similar.png", "measure": "pixels", "pairs": pairs}
 
@@ -322,8 +344,8 @@ def _table(name: str, part: Mapping[str, Any], quantile: float) -> Table:
         f"Nearest training picture by {name}",
         ("split", "pictures", "n", "median", "95 %", "copies", "same subject", "the asked picture"),
         tuple(rows),
-        f"Copies: similarity above {part['threshold']:.4f}, the {100 * quantile:g} % quantile of the nearest similarity "
-        f"between training pictures of different subjects ({part['between_subjects_n']} compared). Real: the same for "
+        f"Copies: similarity above {part['threshold']:.4f}, the {100 * quantile:g} % quantile of the nearest "
+        f"similarity between training pictures of different subjects ({part['between_subjects_n']} compared). Real: the same for "
         "real pictures, never with themselves; of the held-out splits these are false alarms. Of training pictures "
         f"made soft or grainy, which are copies, it finds: {known}.",
     )
