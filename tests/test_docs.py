@@ -18,7 +18,10 @@ from unclip.train.cli import main as train_main
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
-COMMANDS = {"generate", "demo", "train", "assemble", "info", "data build emoji", "eval emoji", "eval card"}
+COMMANDS = {
+    *("generate", "demo", "train", "assemble", "info", "data build emoji"),
+    *("eval emoji", "eval card", "eval memorisation", "eval gallery"),
+}
 
 
 def blocks(page: Path, language: str) -> list[str]:

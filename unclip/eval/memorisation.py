@@ -12,7 +12,8 @@ For each generated picture the nearest training picture is found by two measures
 A copy is a picture nearer than training pictures of *different* subjects are to one another: the threshold is the
 QUANTILE of their nearest similarities. Whether it can be trusted is measured by the same comparison of real pictures:
 held-out ones, which are no copies (false alarms), training pictures against the rest, and training pictures made
-soft or grainy, which are copies (how many are found).
+soft or grainy, which are copies (how many are found). A clumsy redrawing of a training picture is no copy by this
+measure: how often the nearest is the very picture that was asked for is reported beside it.
 
 Shapes: Q pictures asked about, N real pictures, T of them in training, F features.
 """
@@ -345,9 +346,10 @@ def _table(name: str, part: Mapping[str, Any], quantile: float) -> Table:
         ("split", "pictures", "n", "median", "95 %", "copies", "same subject", "the asked picture"),
         tuple(rows),
         f"Copies: similarity above {part['threshold']:.4f}, the {100 * quantile:g} % quantile of the nearest "
-        f"similarity between training pictures of different subjects ({part['between_subjects_n']} compared). Real: the same for "
-        "real pictures, never with themselves; of the held-out splits these are false alarms. Of training pictures "
-        f"made soft or grainy, which are copies, it finds: {known}.",
+        f"similarity between training pictures of different subjects ({part['between_subjects_n']} compared). A clumsy "
+        "redrawing stays below it; how often one is of the asked training picture, the last column says. Real: the "
+        "same for real pictures, never with themselves; of the held-out splits these are false alarms. Of training "
+        f"pictures made soft or grainy, which are copies, it finds: {known}.",
     )
 
 
