@@ -11,6 +11,8 @@ distribution.py  precision, recall, CMMD, diversity: pictures as a set
 model.py       a model as evaluation sees it
 emoji.py       the report on an emoji model (generated.py: on its pictures); tables.py and grids.py show it
 drawing.py     making the pictures, resumable
+memorisation.py  how many of them are copies of training pictures
+gallery.py     a fixed list of prompts (gallery.json), drawn with fixed seeds, nothing picked
 card.py        the model card
 cli.py         `unclip eval …`
 """

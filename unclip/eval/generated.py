@@ -281,9 +281,13 @@ def _others(drawn: Drawn, count: int, seed: int) -> np.ndarray:
 
 
 def _draw(asked: Sequence[Asked], model: Model, folder: Path, options: Options) -> list[np.ndarray]:
-    stamp = {**model.settings, "model": model.fingerprint, "size": options.size}
     return draw_pictures(
-        asked, model.generate, folder, stamp, batch_size=options.batch_size, progress=options.progress
+        asked,
+        model.generate,
+        folder,
+        model.stamp(options.size),
+        batch_size=options.batch_size,
+        progress=options.progress,
     )
 
 

@@ -42,6 +42,10 @@ class Model:
     clip_fingerprint: str
     settings: dict[str, Any] = field(default_factory=dict)
 
+    def stamp(self, size: int) -> dict[str, Any]:
+        """What a picture of `size` pixels depends on besides prompt and seed; see `draw_pictures`."""
+        return {**self.settings, "model": self.fingerprint, "size": size}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Options:

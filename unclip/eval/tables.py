@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,21 +73,21 @@ def report_markdown(report: Mapping[str, Any]) -> str:
 
 def print_report(report: Mapping[str, Any], console: Console) -> None:
     """Show all tables on a terminal."""
-    for table in report_tables(report):
-        print_table(table, console)
+    print_tables(report_tables(report), console)
 
 
-def print_table(table: Table, console: Console) -> None:
-    """Show one table on a terminal."""
-    shown = RichTable()
-    for i, column in enumerate(table.header):
-        shown.add_column(column, justify="left" if i < 2 else "right")
-    for row in table.rows:
-        shown.add_row(*row)
-    # Around the table, not of it: a title or caption would be wrapped at the table's width.
-    console.print(f"\n[bold]{table.title}[/bold]")
-    console.print(shown)
-    console.print(table.note, style="dim")
+def print_tables(tables: Sequence[Table], console: Console) -> None:
+    """Show tables on a terminal, each with its note."""
+    for table in tables:
+        shown = RichTable()
+        for i, column in enumerate(table.header):
+            shown.add_column(column, justify="left" if i < 2 else "right")
+        for row in table.rows:
+            shown.add_row(*row)
+        # Around the table, not of it: a title or caption would be wrapped at the table's width.
+        console.print(f"\n[bold]{table.title}[/bold]")
+        console.print(shown)
+        console.print(table.note, style="dim")
 
 
 def failure_lines(report: Mapping[str, Any]) -> list[str]:

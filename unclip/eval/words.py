@@ -24,7 +24,7 @@ from unclip.data.spelling import SHORTEST, edits, plurals
 from unclip.data.words import Lexicon, Understood, fold, words_of
 from unclip.errors import UserError
 from unclip.eval.bootstrap import bootstrap
-from unclip.eval.emoji import EMBED_BATCH
+from unclip.eval.model import EMBED_BATCH
 from unclip.eval.retrieval import ranks
 from unclip.eval.tables import Table, percent
 
