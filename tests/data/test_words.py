@@ -11,7 +11,7 @@ import pytest
 
 from unclip.data import CaptionedImages
 from unclip.data.lexicon import colour_words, count_words, make_lexicon
-from unclip.data.words import LEXICON_FILE, Lexicon, fold, phrase_key, strip_request, words_of
+from unclip.data.words import LEXICON_FILE, Lexicon
 from unclip.errors import UserError
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "emoji-fixture.tar"
@@ -199,22 +199,6 @@ def test_a_bad_file_is_one_line(lexicon: Lexicon, tmp_path: Path) -> None:
     path.write_bytes(gzip.compress(json.dumps({"format": 99}).encode()))
     with pytest.raises(UserError, match="format 99, expected 1"):
         Lexicon.load(path)
-
-
-def test_words() -> None:
-    assert [word.key for word in words_of("L'Éléphant, rouge-vif 3D")] == ["l'elephant", "rouge-vif", "3d"]
-    assert phrase_key("กบ") == "ก บ"
-    assert phrase_key("कुत्ते का चेहरा") == "कुत्ते का चेहरा"  # vowel signs are part of a word
-    assert phrase_key("リンゴ") == "リ ン ゴ"
-    assert fold("Ångström Żółw ß") == "angstrom zolw ss"
-    assert fold("パ") == "パ", "a kana's mark is no accent"
-
-
-def test_requests() -> None:
-    assert strip_request("hi, can I have a drawing of a whale thanks!") == "a whale"
-    assert strip_request("draw") == "draw"
-    assert strip_request("folded hands, bow, please") == "folded hands, bow, please"
-    assert strip_request("a card draw silhouette") == "a card draw silhouette"
 
 
 def test_counts_are_those_of_training() -> None:

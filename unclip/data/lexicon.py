@@ -15,9 +15,10 @@ from unclip.data.artworks import load_concepts
 from unclip.data.captions import STYLE_WORDS
 from unclip.data.concepts import hexcode
 from unclip.data.images import CaptionedImages
+from unclip.data.phrases import fold, phrase_key, words_of
 from unclip.data.sources import EMOJIBASE, default_cache, fetch, read_jsons
 from unclip.data.speech import COLOUR_FORMS, HELPERS, LANGUAGES, SPELLINGS, STYLE_PHRASES
-from unclip.data.words import Lexicon, fold, phrase_key, words_of
+from unclip.data.words import Lexicon
 
 Record = Mapping[str, Any]
 

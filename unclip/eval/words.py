@@ -20,8 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unclip.clip.retrieval import paraphrases
+from unclip.data.phrases import fold, words_of
 from unclip.data.spelling import SHORTEST, edits, plurals
-from unclip.data.words import Lexicon, Understood, fold, words_of
+from unclip.data.words import Lexicon, Understood
 from unclip.errors import UserError
 from unclip.eval.bootstrap import bootstrap
 from unclip.eval.emoji import EMBED_BATCH
