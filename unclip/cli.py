@@ -25,6 +25,7 @@ from unclip.eval.cli import app as eval_app
 
 if TYPE_CHECKING:
     from unclip.pipelines import UnCLIPTextToImagePipeline
+    from unclip.pipelines.gallery import Drawn
 
 app = typer.Typer(
     name="unclip",
@@ -49,6 +50,13 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and 
 Seed = Annotated[
     Whole,
     typer.Option(min=0, max=2**62, help="Of a prompt's first picture, the next has seed + 1; else random."),
+]
+PlainWords = Annotated[
+    bool | None,
+    typer.Option(
+        "--plain-words/--no-plain-words",
+        help="Put prompts into the words that the model knows, or leave them; by default as the model has it.",
+    ),
 ]
 GuidanceScale = Annotated[Number, typer.Option(min=0, help="1 = no guidance.")]
 
@@ -89,13 +97,7 @@ def generate(
     candidates: Annotated[Whole, typer.Option(help="Embeddings that the prior chooses from.")] = None,
     noise_level: Annotated[Number, typer.Option(help="0 to 1: more variety, less likeness.")] = None,
     upsampler_noise_level: Annotated[Number, typer.Option(help="0 to 1: more repair.")] = None,
-    plain_words: Annotated[
-        bool | None,
-        typer.Option(
-            "--plain-words/--no-plain-words",
-            help="Put prompts into the words that the model knows, or leave them; by default as the model has it.",
-        ),
-    ] = None,
+    plain_words: PlainWords = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Made at once; no picture depends on it.")] = 16,
     model: Model = None,
     device: Device = None,
@@ -107,7 +109,8 @@ def generate(
     pipe = load_pipeline(model, device, dtype, progress)
     from unclip.pipelines.gallery import draw, draw_grid
 
-    tell_understood(pipe, [*texts, *([negative_prompt] if negative_prompt else [])], plain_words)
+    tell_understood(pipe, [*texts, negative_prompt or ""], plain_words)
+    facts = picture_facts(negative_prompt, model, plain_words)
     settings = pipe.settings(
         decoder_num_inference_steps=steps,
         prior_num_inference_steps=prior_steps,
@@ -118,8 +121,6 @@ def generate(
         noise_level=noise_level,
         upsampler_noise_level=upsampler_noise_level,
     )
-    facts: dict[str, Any] = {"negative_prompt": negative_prompt, "model": model_name(model)}
-    facts |= {} if plain_words is None else {"plain_words": plain_words}
     drawn = draw(
         pipe,
         texts,
@@ -135,8 +136,7 @@ def generate(
     )
     sheet = str(draw_grid(drawn, output, num_images, facts)) if grid else None
     if as_json:
-        images = [{"path": str(d.path), "prompt": d.prompt, "seed": d.seed, "size": d.size} for d in drawn]
-        typer.echo(json.dumps({**facts, "settings": asdict(settings), "images": images, "grid": sheet}))
+        print_json(drawn, {**facts, "settings": asdict(settings)}, sheet)
     elif sheet is not None:
         typer.echo(sheet)
 
@@ -238,13 +238,25 @@ def read_prompts(prompts: list[str], file: Path | None) -> list[str]:
     return prompts
 
 
+def print_json(drawn: Sequence[Drawn], facts: dict[str, Any], sheet: str | None) -> None:
+    """What --json prints of a call."""
+    images = [{"path": str(d.path), "prompt": d.prompt, "seed": d.seed, "size": d.size} for d in drawn]
+    typer.echo(json.dumps({**facts, "images": images, "grid": sheet}))
+
+
+def picture_facts(negative_prompt: str | None, model: str | None, plain_words: bool | None) -> dict[str, Any]:
+    """What a picture's file holds besides prompt, seed, size and settings."""
+    facts: dict[str, Any] = {"negative_prompt": negative_prompt, "model": model_name(model)}
+    return facts if plain_words is None else facts | {"plain_words": plain_words}
+
+
 def tell_understood(pipe: UnCLIPTextToImagePipeline, prompts: list[str], plain_words: bool | None) -> None:
     """On stderr, one line for each prompt that was understood differently or has words that nothing knows."""
     wanted = pipe.config.plain_words if plain_words is None else plain_words
     lexicon = pipe.lexicon if wanted else None
     if lexicon is None:
         return
-    for each in pipe.understand(list(dict.fromkeys(prompts))):
+    for each in pipe.understand(list(dict.fromkeys(filter(None, prompts)))):
         parts = []
         if each.changed:
             language = f" ({each.language})" if each.language else ""

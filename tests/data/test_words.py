@@ -11,6 +11,7 @@ import pytest
 
 from unclip.data import CaptionedImages
 from unclip.data.lexicon import colour_words, count_words, make_lexicon
+from unclip.data.speech import STYLE_PHRASES
 from unclip.data.words import LEXICON_FILE, Lexicon
 from unclip.errors import UserError
 
@@ -215,3 +216,10 @@ def test_colours_are_what_names_differ_in() -> None:
     }  # fmt: skip
     japanese = colour_words({code: name for code, (name, _) in NAMES["ja"].items()})
     assert japanese == {"赤": "red", "青": "green", "リ ン ゴ": "apple"}
+
+
+def test_every_way_to_name_a_style_is_a_word() -> None:
+    """A string where a tuple belongs would make each of its letters a style."""
+    assert all(
+        isinstance(said, tuple) and all(len(each) > 1 for each in said) for said in STYLE_PHRASES.values()
+    )

@@ -37,7 +37,7 @@ STYLE_PHRASES: dict[str, tuple[str, ...]] = {
     "twemoji": ("twitter style", "tweet emoji", "discord emoji", "discord"),
     "blob": ("classic blob", "blobby", "blobby emoji", "old google emoji", "old android emoji", "classic android",
              "google blob", "classic blob emoji", "blobs"),
-    "emojione": ("joypixels"),
+    "emojione": ("joypixels",),
     "firefox": ("mozilla", "firefox os", "mozilla emoji"),
     "silhouette": ("black shape", "black icon", "monochrome icon", "shadow figure", "solid black", "pictogram",
                    "black and white silhouette"),

@@ -270,7 +270,7 @@ def _evaluate_words(
         code: [str(tag) for tag in rng.permutation(all_tags)[: 3 * prompts]]
         for code, all_tags in translated_tags(packages, lexicon).items()
     }
-    report = {
+    report: dict[str, Any] = {
         "settings": {
             "prompts": prompts,
             "seed": seed,

@@ -194,7 +194,7 @@ def table(
 
 
 def _sentences(plain: Mapping[str, str], subjects: Sequence[str]) -> list[Case]:
-    cases = []
+    cases: list[Case] = []
     for i, subject in enumerate(subjects):
         said = plain[subject]
         if i % 2:
@@ -207,7 +207,7 @@ def _sentences(plain: Mapping[str, str], subjects: Sequence[str]) -> list[Case]:
 
 def _typos(subjects: Sequence[str], count: int, rng: np.random.Generator) -> list[Case]:
     """One random edit in one word of at least four letters."""
-    cases = []
+    cases: list[Case] = []
     for subject in subjects:
         words = [word for word in words_of(subject) if len(word.key) >= SHORTEST and word.key.isalpha()]
         if words and len(cases) < count:
@@ -219,7 +219,7 @@ def _typos(subjects: Sequence[str], count: int, rng: np.random.Generator) -> lis
 
 
 def _spellings(subjects: Sequence[str], lexicon: Lexicon) -> list[Case]:
-    cases = []
+    cases: list[Case] = []
     for subject in subjects:
         for word in words_of(subject):
             if (other := lexicon.spellings.get(word.key)) and other != word.key:
