@@ -381,14 +381,14 @@ def memorisation_section(report: Mapping[str, Any]) -> str:
     copies = pixels["splits"]["all"]["generated"]["copies"]
     found = [
         " and ".join(
-            f"{percent(each['found'])} of {kind} ones" for kind, each in part["known_copies"].items()
+            f"{percent(each['found'])} of {kind} copies" for kind, each in part["known_copies"].items()
         )
         for part in (pixels, features)
     ]
     head = f"""## Copies of training pictures
 
-The set is small and was seen many times, so some copying is to be expected. Of {copies["n"]} generated pictures are copies
-of a training picture: {percent(copies)}, by their pixels (on white, averaged to {COARSE} px), which find {found[0]}.
-The features of {report["settings"]["judge"]} find {found[1]}: read those as a ranking. Made by `unclip eval memorisation`,
-seed {report["settings"]["seed"]}."""
+The set is small and was seen many times, so some copying is to be expected. Of {copies["n"]} generated pictures are
+copies of a training picture: {percent(copies)}, by their pixels (on white, averaged to {COARSE} px), which find
+{found[0]} of real pictures. The features of {report["settings"]["judge"]} find
+{found[1]}. Made by `unclip eval memorisation`, seed {report["settings"]["seed"]}."""
     return "\n\n".join([head, *(to_markdown(each).strip("\n") for each in memorisation_tables(report))])
