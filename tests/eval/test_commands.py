@@ -243,7 +243,7 @@ def test_card(
     few = MemorisationOptions(prompts=8, size=64, progress=False)
     copied = evaluate_memorisation(drawn, perfect_model, pixel_net, out, out / "images", out, few)
     text = card_text(replace(facts, memorisation=copied), tiny_model)
-    assert "Of 8 generated pictures are copies" in text
+    assert "Of 8 generated pictures are copies of a training picture" in " ".join(text.split())
     assert text.index("Nearest training picture by features") < text.index("## Failures")
 
 

@@ -211,7 +211,7 @@ def test_what_is_shown(drawn: Pictures, perfect_model: Model, pixel_net: Feature
     assert train[-1].startswith("100 %")
     assert f"{report['measures']['pixels']['threshold']:.4f}, the 99 % quantile" in pixels.note
     text = memorisation_section(report)
-    assert "Of 24 generated pictures are copies" in text
+    assert "Of 24 generated pictures are copies of a training picture" in " ".join(text.split())
     (tmp_path / "report.json").write_text(json.dumps(report))
     assert read_memorisation(tmp_path / "report.json", "perfect") == report
     with pytest.raises(UserError, match="is about model perfect, the card's report about another"):

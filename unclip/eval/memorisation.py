@@ -377,12 +377,18 @@ def memorisation_section(report: Mapping[str, Any]) -> str:
     """What the model card says of it, as Markdown."""
     from unclip.eval.tables import to_markdown
 
-    made = {name: part["splits"]["all"]["generated"] for name, part in report["measures"].items()}
-    copies = ", ".join(f"{percent(figures['copies'])} by {name}" for name, figures in made.items())
-    count = next(iter(made.values()))["copies"]["n"]
+    pixels, features = (report["measures"][name] for name in ("pixels", "features"))
+    copies = pixels["splits"]["all"]["generated"]["copies"]
+    found = [
+        " and ".join(
+            f"{percent(each['found'])} of {kind} copies" for kind, each in part["known_copies"].items()
+        )
+        for part in (pixels, features)
+    ]
     head = f"""## Copies of training pictures
 
-The set is small and was seen many times, so some copying is to be expected. Of {count} generated pictures are copies
-of a training picture: {copies} (`unclip eval memorisation`, seed {report["settings"]["seed"]}). Pixels: of pictures on
-white averaged to {COARSE} px; features: whitened, of {report["settings"]["judge"]}."""
+The set is small and was seen many times, so some copying is to be expected. Of {copies["n"]} generated pictures are
+copies of a training picture: {percent(copies)}, by their pixels (on white, averaged to {COARSE} px), which find
+{found[0]} of real pictures. The features of {report["settings"]["judge"]} find
+{found[1]}. Made by `unclip eval memorisation`, seed {report["settings"]["seed"]}."""
     return "\n\n".join([head, *(to_markdown(each).strip("\n") for each in memorisation_tables(report))])
