@@ -184,7 +184,7 @@ def test_pictures_of_the_other_evaluation_are_used_again(
     from unclip.eval import emoji
 
     model = replace(perfect_model, generate=generate)
-    same = emoji.Options(prompts=24, size=64, queries=5, prior_queries=5, grid=0, progress=False)
+    same = emoji.Options(prompts=24, size=64, queries=5, prior_queries=5, grid=0, varied=0, progress=False)
     emoji.evaluate(drawn, model, [pixel_net], tmp_path, tmp_path / "cache", same)
     assert len(calls) == 24
     first = run(drawn, model, pixel_net, tmp_path)

@@ -81,7 +81,7 @@ def test_dropout_acts_in_training_only(text, noised):
     ("make", "parameters"),
     [
         (DiffusionPrior, 4_981_504),
-        (Decoder, 11_234_083),
+        (Decoder, 11_235_163),
         (Upsampler, 1_123_111),
         (lambda: Upsampler(channels=(48, 64)), 680_183),
     ],

@@ -66,16 +66,7 @@ class Decoder(ScaledEmbeddings, ModelMixin, ConfigMixin):
         prediction_type: str = "sample",
     ) -> None:
         super().__init__()
-        if sample_size % patch_size:
-            raise UserError(
-                f"sample_size must be a multiple of patch_size, got {sample_size} and {patch_size}"
-            )
-        if sample_size % draft_size:
-            raise UserError(
-                f"sample_size must be a multiple of draft_size, got {sample_size} and {draft_size}"
-            )
-        if width % 4:
-            raise UserError(f"width must be a multiple of 4, got {width}")
+        _check_sides(sample_size, patch_size, draft_size, width)
         self.sample_size, self.patch_size, self.width = sample_size, patch_size, width
         self.draft_size = draft_size
         self.register_embed_statistics(embed_dim)
@@ -215,3 +206,11 @@ class Decoder(ScaledEmbeddings, ModelMixin, ConfigMixin):
         field = self.patch_out(h).transpose(1, 2).unflatten(2, (S // P, S // P))  # [B, skin * P * P, G, G]
         skin = torch.cat([F.pixel_shuffle(field, P), stem, draft], dim=1)
         return self.skin_out(F.silu(self.skin_in(skin)))
+
+
+def _check_sides(sample_size: int, patch_size: int, draft_size: int, width: int) -> None:
+    for name, part in (("patch_size", patch_size), ("draft_size", draft_size)):
+        if sample_size % part:
+            raise UserError(f"sample_size must be a multiple of {name}, got {sample_size} and {part}")
+    if width % 4:
+        raise UserError(f"width must be a multiple of 4, got {width}")
