@@ -107,6 +107,7 @@ def tiny_decoder() -> Decoder:
 
     decoder = Decoder(
         sample_size=16,
+        draft_size=4,
         patch_size=4,
         width=16,
         layers=2,

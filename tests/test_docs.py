@@ -19,16 +19,8 @@ from unclip.train.cli import main as train_main
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 COMMANDS = {
-    "generate",
-    "demo",
-    "train",
-    "assemble",
-    "info",
-    "data build emoji",
-    "data lexicon",
-    "eval emoji",
-    "eval card",
-    "eval words",
+    *("generate", "demo", "train", "assemble", "info", "data build emoji", "data lexicon"),
+    *("eval emoji", "eval card", "eval memorisation", "eval gallery", "eval words"),
 }
 
 

@@ -94,7 +94,7 @@ def test_wheel_holds_the_weights(wheel: Path) -> None:
         if path.is_file()
     }
     names = set(zipfile.ZipFile(wheel).namelist())
-    assert "unclip/py.typed" in names
+    assert {"unclip/py.typed", "unclip/clip/paraphrases.json", "unclip/eval/gallery.json"} <= names
     assert "unclip/weights/emoji/model_index.json" in here
     assert here | {PROBE} <= names
 

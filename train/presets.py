@@ -111,7 +111,7 @@ def decoder_tiny() -> TrainConfig:
         learning_rate=2e-3,
         warmup_steps=5,
         log_every_steps=10,
-        model={"sample_size": 16, "patch_size": 4, "width": 32, "layers": 2, "heads": 2},
+        model={"sample_size": 16, "patch_size": 4, "draft_size": 4, "width": 32, "layers": 2, "heads": 2},
         task={"held_out": 8, "pictures": 4, "picture_steps": 3},
     )
 

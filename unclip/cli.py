@@ -270,13 +270,13 @@ def tell_understood(pipe: UnCLIPTextToImagePipeline, prompts: list[str], plain_w
             print(one_line("; ".join(parts)), file=sys.stderr)
 
 
-def read_number(assignment: str) -> tuple[str, float]:
+def read_number(assignment: str, option: str = "--default") -> tuple[str, float]:
     """`key=3` as (key, 3)."""
     key, _, value = assignment.partition("=")
     try:
         return key, int(value) if value.lstrip("-").isdigit() else float(value)
     except ValueError as error:
-        raise UserError(f"--default takes key=number, got {assignment!r}") from error
+        raise UserError(f"{option} takes key=number, got {assignment!r}") from error
 
 
 def torch_dtype(name: str) -> Any:

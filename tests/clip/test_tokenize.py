@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 
-from unclip.clip.tokenize import make_word_pieces
+from unclip.clip.tokenize import keep_pieces, make_word_pieces
 
 CAPTIONS = ["a red apple", "two red apples, 3D", "a dog on a rug"]
 
@@ -27,6 +27,17 @@ def test_unseen_words_are_spelled_and_frequent_ones_are_whole() -> None:
     assert tokenizer.encode("a red apple").tokens == ["[CLS]", "a", "red", "apple", "[SEP]"]
     assert tokenizer.encode("gears").tokens == ["[CLS]", "g", "##e", "##a", "##r", "##s", "[SEP]"]
     assert tokenizer.token_to_id("[PAD]") == 0
+
+
+def test_kept_pieces_mean_what_they_meant() -> None:
+    whole = make_word_pieces(CAPTIONS)
+    kept, ids = keep_pieces(whole, lambda piece: "g" not in piece)
+    assert kept.get_vocab_size() == len(ids) < whole.get_vocab_size()
+    for text in ("a red apple", "apple red"):
+        encoding = kept.encode(text)
+        assert encoding.tokens == whole.encode(text).tokens
+        assert [ids[n] for n in encoding.ids] == whole.encode(text).ids
+    assert kept.encode("a gear").tokens == ["[CLS]", "a", "[UNK]", "[SEP]"]
 
 
 def test_vocabulary_is_cut_at_the_rarest_words() -> None:

@@ -31,6 +31,14 @@ def test_pretrained_towers_load_when_their_packages_are_there():
     pytest.importorskip(towers.EFFICIENTNET_PACKAGE)
     model = towers.build_clip(towers.two_tower_architecture(image_size=32, text={"num_hidden_layers": 1}))
     towers.load_minilm(model.text)
+    tokenizer, rows = towers._minilm_pieces()
+    assert tokenizer.get_vocab_size() == towers.MINILM_CONFIG["vocab_size"] == len(rows)
+    assert tokenizer.encode("A café, 3D").tokens[:6] == ["[CLS]", "a", "cafe", ",", "3d", "[SEP]"]
+    words = towers.package_weights(towers.MINILM_PACKAGE, "model/model.safetensors")
+    apple = tokenizer.token_to_id("apple")
+    row = model.text.transformer.embeddings.word_embeddings.weight[apple]
+    assert torch.equal(row, words["embeddings.word_embeddings.weight"][rows[apple]])
+    assert rows[apple] == 6207  # of the whole vocabulary
     towers.load_efficientnet(model.visual.trunk)
     assert not torch.allclose(model.visual.trunk.bn2.running_var, torch.ones(1280))
     towers.freeze_lower_layers(model, text_layers=1, image_stages=2)

@@ -1,4 +1,4 @@
-"""The text of a prompt: words of many scripts, and what asks for a picture."""
+"""Words of many scripts, and the asking around what is asked for."""
 
 from __future__ import annotations
 

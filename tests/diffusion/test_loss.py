@@ -175,7 +175,7 @@ def test_impossible_losses_are_refused() -> None:
     with pytest.raises(UserError, match="learned_variance=True"):
         HybridLoss()(denoiser_of("linear", "epsilon"), x0, torch.zeros(4), noise)
     skewed = Denoiser(lambda *_: None, DiscreteSchedule.cosine(skew=2), "epsilon", learned_variance=True)
-    with pytest.raises(UserError, match="uniform training times.*skew=2"):
+    with pytest.raises(UserError, match=r"uniform training times.*skew=2"):
         HybridLoss()(skewed, x0, torch.zeros(4), noise)
     with pytest.raises(UserError, match="unknown prediction type"):
         SimpleLoss("velocity")

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from unclip.eval.emoji import Model
 from unclip.eval.features import FeatureNet
+from unclip.eval.model import Model
 
 SUBJECTS, STYLES = 12, ("flat", "3D", "noto", "blob")
 SIDE = 16
@@ -63,6 +63,8 @@ def _record(subject: int, tone: int, style: int) -> dict[str, Any]:
         "style": STYLES[style],
         "split": split,
         "captions": captions,
+        "attributes": {},
+        "role": name,
         "weight": 0.5 if tone else 1.0,
         "licence": "MIT",
     }

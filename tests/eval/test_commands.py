@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,11 @@ from unclip.eval import features
 from unclip.eval.card import Facts, Run, card_text, find_runs, read_report, train_command, write_card
 from unclip.eval.choice import Pictures
 from unclip.eval.cli import app
-from unclip.eval.emoji import Model, Options, evaluate
+from unclip.eval.emoji import evaluate
 from unclip.eval.features import FeatureNet
+from unclip.eval.memorisation import Options as MemorisationOptions
+from unclip.eval.memorisation import evaluate_memorisation
+from unclip.eval.model import Model, Options
 
 # The tiny CLIP reads 16 tokens.
 pytestmark = pytest.mark.filterwarnings("ignore:text longer than")
@@ -28,7 +32,9 @@ FIXTURE = ROOT / "tests" / "fixtures" / "emoji-fixture.tar"
 
 @pytest.fixture
 def stand_in_judge(pixel_net: FeatureNet, monkeypatch: pytest.MonkeyPatch) -> None:
+    another = FeatureNet("Others", pixel_net.network)
     monkeypatch.setitem(features.FEATURE_NETS, "mobilenet_v2", lambda device: pixel_net)
+    monkeypatch.setitem(features.FEATURE_NETS, "efficientnet_lite0", lambda device: another)
 
 
 @pytest.mark.usefixtures("stand_in_judge")
@@ -55,7 +61,9 @@ def test_emoji_on_the_fixture(tiny_model: Path, tmp_path: Path) -> None:
     assert json.loads(result.stdout) == report
     assert report["settings"]["decoder_num_inference_steps"] == 1
     assert report["settings"]["upsampler_num_inference_steps"] == 2  # the model's own
-    assert report["generated"]["all"]["generated"]["subject"]["n"] == 6
+    assert list(report["generated"]) == ["Pixels", "Others"]
+    assert report["generated"]["Others"]["verdicts"]["all"]["generated"]["subject"]["n"] == 6
+    assert report["diversity"]["seeds"] == 4
     assert "# Evaluation" in (out / "report.md").read_text()
     drawn = sorted((out / "images").glob("*.png"))
     assert Image.open(drawn[0]).size == (16, 16)
@@ -64,6 +72,51 @@ def test_emoji_on_the_fixture(tiny_model: Path, tmp_path: Path) -> None:
     assert "Generated pictures" in shown.stdout
     assert [path.stat().st_mtime_ns for path in drawn] == times  # used again
     assert json.loads((out / "report.json").read_text()) == report
+
+
+@pytest.mark.usefixtures("stand_in_judge")
+def test_memorisation_on_the_fixture(tiny_model: Path, tmp_path: Path) -> None:
+    out, images = tmp_path / "out", tmp_path / "images"
+    options = {"--data": FIXTURE, "--model": tiny_model, "--output": out, "--images": images, "--prompts": 6}
+    options |= {"--size": 16, "--top": 2, "--setting": "decoder_num_inference_steps=1"}
+    arguments = [str(each) for pair in options.items() for each in pair]
+    result = CliRunner().invoke(app, ["memorisation", *arguments, "--json"], catch_exceptions=False)
+    report = json.loads((out / "report.json").read_text())
+    assert json.loads(result.stdout) == report
+    assert report["settings"]["decoder_num_inference_steps"] == 1
+    assert report["measures"]["pixels"]["splits"]["all"]["generated"]["copies"]["n"] == 6
+    assert (out / "most-similar.png").is_file()
+    times = [path.stat().st_mtime_ns for path in sorted(images.glob("*.png"))]
+    shown = CliRunner().invoke(app, ["memorisation", *arguments], catch_exceptions=False)
+    assert "Nearest training picture by pixels" in shown.stdout
+    assert [path.stat().st_mtime_ns for path in sorted(images.glob("*.png"))] == times  # used again
+
+
+@pytest.mark.usefixtures("stand_in_judge")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data", "nowhere"], "unclip data build emoji --out nowhere"),
+        (["--prompts", "0"], "prompts must be at least 1"),
+        (["--setting", "steps"], "--setting takes key=number"),
+        (["--setting", "steps=3"], "unknown setting 'steps'"),
+        (["--judge", "inception"], "expected one of: mobilenet_v2"),
+    ],
+)
+def test_mistakes_of_memorisation_are_found_before_the_work(
+    arguments: list[str], message: str, tiny_model: Path, tmp_path: Path
+) -> None:
+    given = {
+        "--data": FIXTURE,
+        "--model": tiny_model,
+        "--output": tmp_path / "out",
+        "--images": tmp_path / "out",
+    }
+    words = [str(each) for pair in given.items() for each in pair]
+    result = CliRunner().invoke(app, ["memorisation", *words, "--size", "16", *arguments])
+    assert isinstance(result.exception, UserError)
+    assert message in str(result.exception)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.usefixtures("stand_in_judge")
@@ -155,7 +208,7 @@ def test_card(
 ) -> None:
     out = tmp_path / "eval"
     options = Options(prompts=8, size=64, queries=5, prior_queries=5, grid=1, progress=False)
-    report = evaluate(drawn, perfect_model, pixel_net, out, out, options)
+    report = evaluate(drawn, perfect_model, [pixel_net], out, out, options)
     runs = [
         Run("clip", {"stage": "clip", "batch_size": 16, "task": {"image_tower": "efficientnet"}}, ()),
         Run(
@@ -186,6 +239,12 @@ def test_card(
         assert expected in text
     assert text == card_text(facts, tiny_model, [(s, f"samples-{s}.webp") for s in report["grids"]])
     assert (tiny_model / "samples-unseen.webp").is_file()
+    assert "## Copies of training pictures" not in text
+    few = MemorisationOptions(prompts=8, size=64, progress=False)
+    copied = evaluate_memorisation(drawn, perfect_model, pixel_net, out, out / "images", out, few)
+    text = card_text(replace(facts, memorisation=copied), tiny_model)
+    assert "Of 8 generated pictures are copies" in text
+    assert text.index("Nearest training picture by features") < text.index("## Failures")
 
 
 @pytest.mark.parametrize(

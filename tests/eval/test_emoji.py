@@ -18,17 +18,20 @@ from rich.console import Console
 from unclip.errors import UserError
 from unclip.eval.choice import Asked, Pictures, choose
 from unclip.eval.drawing import draw_pictures
-from unclip.eval.emoji import Model, Options, evaluate
+from unclip.eval.emoji import evaluate
 from unclip.eval.features import FeatureNet
+from unclip.eval.model import Model, Options
 from unclip.eval.tables import SPLIT_NAMES, percent, print_report, report_markdown, report_tables
 
-OPTIONS = Options(prompts=24, size=64, queries=30, prior_queries=10, batch_size=16, grid=3, progress=False)
+OPTIONS = Options(
+    prompts=24, size=64, queries=30, prior_queries=10, batch_size=16, grid=3, varied=3, progress=False
+)
 
 
 def run(
     data: Pictures, model: Model, net: FeatureNet | None, folder: Path, options: Options = OPTIONS
 ) -> dict[str, Any]:
-    report = evaluate(data, model, net, folder, folder / "cache", options)
+    report = evaluate(data, model, [net] if net else [], folder, folder / "cache", options)
     return json.loads(json.dumps(report))  # plain numbers only
 
 
@@ -42,7 +45,8 @@ def test_a_perfect_model(
         assert report["prior"][split]["cosine"]["value"] == pytest.approx(1)
         assert report["prior"][split]["top1"]["value"] == 1
         assert abs(report["prior"][split]["other_cosine"]["value"]) < 0.3
-    for by_row in report["generated"].values():
+    verdicts = report["generated"]["Pixels"]["verdicts"]
+    for by_row in verdicts.values():
         # The picture asked for is there to be found; without it, a perfect picture gets what the real one gets.
         assert by_row["generated"]["both"]["value"] == 1
         assert by_row["generated_left_out"] == by_row["real"]
@@ -53,10 +57,17 @@ def test_a_perfect_model(
         "generated": "100 %", "generated *": "–", "real *": "–", "lookup": "100 %"
     }  # fmt: skip
     # A search among training pictures has the answer only where it was trained on.
-    assert report["generated"]["train"]["lookup"]["both"]["value"] == 1
-    assert report["generated"]["unseen"]["lookup"]["subject"]["value"] == 0
-    assert report["frechet"]["name"] == "FD-Pixels"
-    assert report["frechet"]["generated"] == pytest.approx(report["frechet"]["real"], rel=0.02)
+    assert verdicts["train"]["lookup"]["both"]["value"] == 1
+    assert verdicts["unseen"]["lookup"]["subject"]["value"] == 0
+    as_a_set = report["generated"]["Pixels"]
+    assert as_a_set["frechet"]["generated"] == pytest.approx(as_a_set["frechet"]["real"], rel=0.02)
+    assert as_a_set["precision"]["generated"]["value"] == as_a_set["recall"]["generated"]["value"] == 1
+    assert (
+        report["cmmd"]["generated"] <= 0 < report["cmmd"]["real"] + 0.5
+    )  # pairs of a picture with itself are left out
+    # A prompt's pictures are all the same.
+    assert report["diversity"]["within"]["value"] == pytest.approx(0, abs=1e-6)
+    assert report["diversity"]["between"]["value"] > 0.3
     assert report["failures"] == []
 
 
@@ -71,9 +82,11 @@ def test_a_random_model(drawn: Pictures, perfect_model: Model, pixel_net: Featur
 
     model = replace(perfect_model, generate=generate, make_embeds=make_embeds)
     report = run(drawn, model, pixel_net, tmp_path, replace(OPTIONS, prompts=80))
-    assert report["chance"]["subject"] == pytest.approx(1 / 12)
-    figures = report["generated"]["all"]["generated"]
-    assert figures["subject"]["low"] <= report["chance"]["subject"] <= figures["subject"]["high"]
+    judged = report["generated"]["Pixels"]
+    assert judged["chance"] == pytest.approx(1 / 12)
+    figures = judged["verdicts"]["all"]["generated"]
+    assert figures["subject"]["low"] <= judged["chance"] <= figures["subject"]["high"]
+    assert report["diversity"]["within"]["value"] > 0.3
     assert figures["style"]["value"] == pytest.approx(1 / 4, abs=0.15)
     assert report["prior"]["train"]["cosine"]["low"] < 0.1
     assert 10 <= len(report["failures"]) <= 20
@@ -85,6 +98,7 @@ def test_what_is_written(
 ) -> None:
     report = run(drawn, perfect_model, pixel_net, tmp_path)
     assert len(list((tmp_path / "images").glob("*.png"))) == OPTIONS.prompts
+    assert len(list((tmp_path / "images-2").glob("*.png"))) == OPTIONS.varied
     assert sorted(report["grids"]) == ["style", "tone", "train", "unseen"]
     for path in report["grids"].values():
         with Image.open(tmp_path / path) as grid:
@@ -105,7 +119,7 @@ def test_nothing_is_drawn_or_judged_for_no_prompts(
     assert "generated" not in report
     assert report_markdown(report)
     with pytest.raises(UserError, match="need a judge"):
-        evaluate(drawn, perfect_model, None, tmp_path, tmp_path, OPTIONS)
+        evaluate(drawn, perfect_model, [], tmp_path, tmp_path, OPTIONS)
 
 
 def test_real_pictures_are_embedded_once(drawn: Pictures, perfect_model: Model, tmp_path: Path) -> None:
@@ -151,6 +165,34 @@ def test_drawing_goes_on_where_it_stopped(drawn: Pictures, tmp_path: Path) -> No
     drawn_again.clear()
     draw(asked[:2], {"steps": 2})
     assert drawn_again == [a.prompt for a in asked[:2]]
+
+
+def test_colours_are_asked_of_the_prompts_that_name_one(
+    drawn: Pictures, perfect_model: Model, pixel_net: FeatureNet, tmp_path: Path
+) -> None:
+    """Every picture is drawn blue; half of the prompts that name a colour ask for blue."""
+    for record in drawn.records:
+        number = int(record["subject"].split()[-1])
+        if record["split"] == "train" and number < 8:
+            record["attributes"] = {"colour": "blue" if number < 4 else "red"}
+    model = replace(
+        perfect_model,
+        generate=lambda prompts, seeds: [Image.new("RGB", (64, 64), (40, 80, 220)) for _ in prompts],
+        encode_image=lambda pictures: torch.ones(len(pictures), 64) if pictures[0, 0, 0, 2] == 220 else
+        perfect_model.encode_image(pictures),
+    )  # fmt: skip
+    report = run(drawn, model, pixel_net, tmp_path, replace(OPTIONS, prompts=80))
+    drawn_of_train = report["generated"]["Pixels"]["verdicts"]["train"]["generated"]["subject"]["n"]
+    asked = choose(drawn.records, "train", drawn_of_train, 0)
+    named = [drawn.records[a.index]["attributes"].get("colour") for a in asked]
+    colour = report["pixels"]["colour"]
+    assert list(report["pixels"]) == ["colour"]  # no prompt names a tone
+    assert list(colour) == ["train", "all"]
+    assert colour["train"] == colour["all"]
+    assert colour["all"]["generated"]["n"] == sum(name is not None for name in named)
+    assert colour["all"]["generated"]["value"] == pytest.approx(
+        named.count("blue") / sum(name is not None for name in named)
+    )
 
 
 @pytest.mark.parametrize(("name", "value"), [("batch_size", 0), ("prompts", -1), ("queries", 0)])

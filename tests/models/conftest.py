@@ -38,6 +38,7 @@ def decoder() -> Decoder:
     model = Decoder(
         sample_size=16,
         patch_size=4,
+        draft_size=4,
         width=32,
         layers=2,
         heads=2,

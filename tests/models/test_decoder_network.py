@@ -104,7 +104,9 @@ def test_noise_keeps_the_scaled_variance(decoder):
 
 
 def test_starts_at_zero_output(decoder_inputs):
-    fresh = Decoder(sample_size=16, patch_size=4, width=32, layers=1, heads=2, embed_dim=12, token_dim=20)
+    fresh = Decoder(
+        sample_size=16, patch_size=4, draft_size=4, width=32, layers=1, heads=2, embed_dim=12, token_dim=20
+    )
     assert (fresh(**decoder_inputs) == 0).all()
 
 
@@ -115,3 +117,45 @@ def test_wrong_inputs_are_explained(decoder, decoder_inputs):
         decoder(**{**decoder_inputs, "text_tokens": torch.zeros(3, 5, 4)})
     with pytest.raises(UserError, match="multiple of patch_size"):
         Decoder(sample_size=60, patch_size=8)
+    with pytest.raises(UserError, match="multiple of draft_size"):
+        Decoder(sample_size=64, draft_size=48)
+
+
+@torch.no_grad()
+def test_the_draft_is_the_best_linear_guess(decoder):
+    """Ridge regression: exact where pictures are linear in z_i, the mean picture where z_i says nothing."""
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(500, 12, generator=generator) * 0.3 + 0.1
+    decoder.set_embed_statistics(z.mean(0), z.std(0))
+    R = decoder.config.draft_size
+    linear = torch.randn(12, 3 * R * R, generator=generator)
+    pictures = (z @ linear + 0.2).unflatten(1, (3, R, R))
+    decoder.fit_draft(z, pictures, ridge=1e-9)
+    expected = torch.nn.functional.interpolate(pictures, 16, mode="bicubic", align_corners=False)
+    assert_close(decoder.draft(decoder.normalize(z)), expected, atol=1e-4, rtol=1e-3)
+
+    unrelated = torch.randn(500, 3, R, R, generator=generator)
+    decoder.fit_draft(z, unrelated, ridge=1e6)
+    assert_close(decoder.draft_bias, unrelated.mean(0).flatten(), atol=1e-4, rtol=0)
+    assert decoder.draft_weight.abs().max() < 1e-5
+
+
+@torch.no_grad()
+def test_the_draft_is_seen_where_it_is():
+    """Without blocks to mix the patches, a coarse pixel of the draft changes the picture around it and nowhere else."""
+    torch.manual_seed(0)
+    model = Decoder(width=32, layers=0, heads=2, embed_dim=12, token_dim=20)
+    for parameter in model.parameters():
+        parameter.copy_(0.15 * torch.randn(parameter.shape))
+    inputs = {
+        "x": torch.randn(1, 3, 64, 64), "t": torch.tensor([0.5]), "noise_level": torch.zeros(1),
+        "image_embeds": torch.randn(1, 12), "text_tokens": torch.randn(1, 3, 20),
+        "text_mask": torch.ones(1, 3, dtype=torch.bool),
+    }  # fmt: skip
+    before = model(**inputs)
+    model.draft_bias.view(3, 16, 16)[:, 2, 10] += 1.0  # pixels 8..11 and 40..43
+    changed = (model(**inputs) - before).abs().amax((0, 1)) > 1e-6
+    rows, columns = changed.nonzero().T
+    # Bicubic enlargement reaches 6 pixels further, the stem 1, a patch to its border, the skin 2.
+    assert (rows.min(), columns.min()) == (0, 30)
+    assert (rows.max(), columns.max()) == (25, 57)

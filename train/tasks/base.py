@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
 Batch = dict[str, Tensor]
 
-STATISTICS = {"embed_mean", "embed_std"}  # of image embeddings, stored with the networks that see them
+# Of image embeddings, stored with the networks that see them.
+STATISTICS = {"embed_mean", "embed_std", "draft_weight", "draft_bias"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,8 +153,9 @@ def load_weights(model: nn.Module, folder: Path) -> None:
         for name in own.keys() & state.keys():
             if name.split(".")[0] in layers:
                 state[name] = padded_in_front(state[name], own[name].shape)
-            elif name in STATISTICS and state[name].shape != own[name].shape:
-                state[name] = own[name]
+        statistics = {name: own[name] for name in STATISTICS & own.keys()}
+        if any(name in state and state[name].shape != tensor.shape for name, tensor in statistics.items()):
+            state |= statistics
         model.load_state_dict(state)
     except (OSError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:300]

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from diffusers import FlowMatchEulerDiscreteScheduler
 from PIL import Image
 from torch import Tensor, nn
@@ -69,6 +70,9 @@ class DecoderTask(Task):
         )
         self.model.set_embed_statistics(*self.data.statistics())
         self.thumbnails = thumbnails_on_white(self.data.pictures, arguments["sample_size"], config.limit)
+        trained = indices_of(self.data.sampling.trained)
+        coarse = F.adaptive_avg_pool2d(to_pixels(self.thumbnails[trained]), arguments["draft_size"])
+        self.model.fit_draft(self.data.image_embeds[trained].float(), coarse)
         self.schedule = FlowSchedule(self.options.time_mean, self.options.time_std)
         self.measure = SimpleLoss(target="flow", min_sigma=self.options.min_sigma)
 

@@ -87,7 +87,7 @@ class PriorTask(Task):
         return self._drop(batch, torch.from_numpy(rng.random(n) < self.options.drop_text))
 
     def loss(self, model: nn.Module, batch: Batch, generator: torch.Generator) -> Batch:
-        """Squared error of z_i in the scaled space, over `noises` noised versions of each; logs its cosine to the true one."""
+        """Squared error of z_i in the scaled space, at `noises` times for each; logs its cosine to the true one."""
         n = self.options.noises
         z = batch["image_embeds"].repeat_interleave(n, dim=0)
         text = {key: value for key, value in batch.items() if key != "image_embeds"}

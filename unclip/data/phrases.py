@@ -1,4 +1,4 @@
-"""The text of a prompt: its words in any script, what asks for a picture, and how a style is said."""
+"""Words and phrases as typed: taken apart, folded, looked up; requests and styles around what is to be seen."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def style_patterns(styles: Mapping[str, str]) -> tuple[re.Pattern[str] | None, r
     return end, start
 
 
-def joined_letters(words: list[str]) -> list[str]:
+def joined(words: list[str]) -> list[str]:
     """Letters of scripts without spaces as one word again."""
     joined: list[str] = []
     for word in words:
@@ -111,7 +111,8 @@ def joined_letters(words: list[str]) -> list[str]:
 
 
 def tidy(text: str) -> str:
-    """Without doubled spaces and commas, and without marks at the ends."""
+    """Without brackets and quotation marks, which captions have none of, doubled spaces, and marks at the ends."""
+    text = re.sub(r'[()\[\]"“”„«»「」（）]', "", text)
     text = re.sub(r"\s+", " ", text)
     text = re.sub(r"\s+([,.!?、。])", r"\1", text)
     return re.sub(r"([,、。])(?:\s*[,、。])+", r"\1", text).strip(" ,.!?、。¿¡！？")

@@ -109,7 +109,8 @@ class HybridLoss:
             )
         if schedule.skew != 1:
             raise UserError(
-                f"HybridLoss needs uniform training times, or its bound is not one: got skew={schedule.skew}, expected 1"
+                "HybridLoss needs uniform training times, else its bound is none: expected skew=1, "
+                f"got skew={schedule.skew:g}"
             )
         x_t = add_noise(x0, noise, *schedule.alpha_sigma(t))
         prediction, fraction = denoiser.predict(x_t, t, cond)

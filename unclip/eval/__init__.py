@@ -6,8 +6,13 @@ retrieval.py   at which rank a caption or an embedding finds a right picture
 bootstrap.py   means with 95 % intervals
 choice.py      which prompts are asked: stratified over splits, seeded
 judge.py       subject and style of a picture by its nearest real pictures
-emoji.py       the report on an emoji model; tables.py and grids.py show it
+attributes.py  colour and skin tone of a picture by its pixels
+distribution.py  precision, recall, CMMD, diversity: pictures as a set
+model.py       a model as evaluation sees it
+emoji.py       the report on an emoji model (generated.py: on its pictures); tables.py and grids.py show it
 drawing.py     making the pictures, resumable
+memorisation.py  how many of them are copies of training pictures
+gallery.py     a fixed list of prompts (gallery.json), drawn with fixed seeds, nothing picked
 card.py        the model card
 cli.py         `unclip eval …`
 """

@@ -1,4 +1,4 @@
-"""Means with confidence intervals from resampling (Efron's percentile bootstrap)."""
+"""Means and quantiles with confidence intervals from resampling (Efron's percentile bootstrap)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over `n` cases, and the ends of its interval."""
+    """A mean or quantile over `n` cases, and the ends of its interval."""
 
     value: float
     low: float
@@ -45,6 +45,24 @@ def bootstrap(values: Sequence[float] | np.ndarray, *, seed: int = 0, resamples:
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(means, [tail, 1 - tail])
     return Estimate(float(x.mean()), float(low), float(high), len(x))
+
+
+def bootstrap_quantile(
+    values: Sequence[float] | np.ndarray, quantile: float, *, seed: int = 0, resamples: int = RESAMPLES
+) -> Estimate:
+    """Estimate a quantile (0..1) of values [N] with its 95 % percentile interval.
+
+    Raises:
+        ValueError: no values.
+    """
+    x = np.asarray(values, np.float64)
+    if x.ndim != 1 or len(x) == 0:
+        raise ValueError(f"expected at least one value in a flat sequence, got shape {list(x.shape)}")
+    rng = np.random.default_rng(seed)
+    found = np.quantile(x[rng.integers(len(x), size=(resamples, len(x)))], quantile, axis=1)
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(found, [tail, 1 - tail])
+    return Estimate(float(np.quantile(x, quantile)), float(low), float(high), len(x))
 
 
 def _wilson(share: float, n: int) -> Estimate:

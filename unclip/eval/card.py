@@ -20,6 +20,7 @@ from safetensors import safe_open
 
 from unclip.data.sources import SOURCES
 from unclip.errors import UserError
+from unclip.eval.memorisation import memorisation_section
 from unclip.eval.tables import SPLIT_NAMES, Table, failure_lines, report_tables, to_markdown
 from unclip.files import atomic_path
 
@@ -76,7 +77,7 @@ class Facts:
     Attributes:
         report: of `emoji.evaluate`. records: of the whole data set. runs: in the order of training.
         hardware: what it was trained on. commands: those after training. notes: Markdown added to the
-        limitations.
+        limitations. memorisation: the report of `unclip eval memorisation`, if there is one.
     """
 
     report: Mapping[str, Any]
@@ -85,6 +86,7 @@ class Facts:
     hardware: str
     commands: Sequence[str] = field(default=())
     notes: str = ""
+    memorisation: Mapping[str, Any] | None = None
 
 
 def read_report(path: Path) -> dict[str, Any]:
@@ -190,6 +192,7 @@ def card_text(facts: Facts, model: Path, samples: Sequence[tuple[str, str]] = ()
         _data(facts),
         _training(facts),
         _measured(facts, samples),
+        *([memorisation_section(facts.memorisation)] if facts.memorisation else []),
         _failures(facts),
         _limitations(facts),
     ]

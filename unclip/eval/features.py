@@ -1,7 +1,7 @@
 """Features of pictures from networks that took no part in making them: the judges of evaluation.
 
 Both networks are ImageNet classifiers read up to their pooled features. The image tower of our CLIP may start
-from EfficientNet-lite0, so MobileNetV2, which nothing here ever trained on or with, is the default judge.
+from EfficientNet-lite0, so MobileNetV2, which nothing here ever trained on or with, is the first judge.
 
 Shapes: N pictures, F = 1280 features.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,6 +19,8 @@ from torch import Tensor, nn
 
 from unclip.data.progress import track
 from unclip.errors import UserError
+from unclip.eval.cache import cached
+from unclip.eval.choice import Pictures
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 INPUT_SIZE = 160  # pixels; at the 224 that both networks were trained at there is twice as much to compute
@@ -71,6 +74,21 @@ class FeatureNet:
         if pixels.shape[-2:] != size:
             pixels = F.interpolate(pixels, size=size, mode="bicubic", antialias=True, align_corners=False)
         return pixels[0].clamp(0, 1)
+
+
+def gallery_features(
+    net: FeatureNet, data: Pictures, cache: Path, size: int, progress: bool = True
+) -> Tensor:
+    """A network's features of all real pictures of `data` -> [N,F]; kept in the folder `cache`.
+
+    Args:
+        size: side in pixels of the pictures, before the network's own resizing.
+    """
+    return cached(
+        cache / f"eval-{net.name.lower()}.safetensors",
+        f"{net.name} {INPUT_SIZE} {data.fingerprint()} {size}",
+        lambda: net((data.rgb(i, size) for i in range(len(data))), len(data), progress=progress),
+    )
 
 
 def load_feature_net(name: str = "mobilenet_v2", device: str = "cpu") -> FeatureNet:

@@ -61,3 +61,44 @@ def _shortened(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, wi
     while text and font.getlength(text + "…") > width:
         text = text[:-1]
     return text + "…"
+
+
+def save_pairs(
+    pairs: Sequence[tuple[str, Image.Image, Image.Image]], heading: str, path: Path, columns: int = 4
+) -> None:
+    """Write a PNG of (caption, generated, nearest training picture), with a heading above all."""
+    width, height = 2 * (SIDE + GAP) + GAP, CAPTION + SIDE + 2 * GAP
+    columns = max(1, min(columns, len(pairs)))
+    top = CAPTION + 2 * GAP
+    font = ImageFont.load_default(13)
+    wide = max(width * columns, round(font.getlength(heading)) + 2 * GAP)
+    sheet = Image.new("RGB", (wide, top + height * -(-len(pairs) // columns)), "white")
+    draw = ImageDraw.Draw(sheet)
+    draw.text((GAP, GAP), heading, fill=(120, 120, 120), font=font)
+    for number, (caption, *pictures) in enumerate(pairs):
+        left, upper = GAP + number % columns * width, top + number // columns * height
+        draw.text((left, upper + 2), _shortened(caption, font, 2 * SIDE + GAP), fill="black", font=font)
+        for i, picture in enumerate(pictures):
+            small = picture.convert("RGB").resize((SIDE, SIDE), Image.Resampling.LANCZOS)
+            sheet.paste(small, (left + i * (SIDE + GAP), upper + CAPTION + 2))
+    with atomic_path(path) as temporary:
+        sheet.save(temporary)
+
+
+def save_rows(
+    rows: Sequence[tuple[str, Sequence[Image.Image]]], headings: Sequence[str], path: Path, quality: int = 85
+) -> None:
+    """Write a picture (WebP by its name) with a row for each caption, which stands above its pictures."""
+    width, height = len(headings) * (SIDE + GAP) + GAP, CAPTION + SIDE + GAP
+    sheet = Image.new("RGB", (width, CAPTION + GAP + height * len(rows)), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
+    for i, heading in enumerate(headings):
+        draw.text((GAP + i * (SIDE + GAP), GAP), heading, fill=(120, 120, 120), font=font)
+    for row, (caption, pictures) in enumerate(rows):
+        upper = CAPTION + GAP + row * height
+        draw.text((GAP, upper + 2), _shortened(caption, font, width - 2 * GAP), fill="black", font=font)
+        for i, picture in enumerate(pictures):
+            small = picture.convert("RGB").resize((SIDE, SIDE), Image.Resampling.LANCZOS)
+            sheet.paste(small, (GAP + i * (SIDE + GAP), upper + CAPTION))
+    with atomic_path(path) as temporary:
+        sheet.save(temporary, quality=quality, method=6)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,9 +45,9 @@ def report_tables(report: Mapping[str, Any]) -> list[Table]:
     """All tables of a report made by `emoji.evaluate`."""
     tables = [_retrieval(report["retrieval"]), _prior(report["prior"])]
     if "generated" in report:
-        tables.append(_generated(report))
-        if report["frechet"]:
-            tables.append(_frechet(report["frechet"]))
+        tables += [_generated(judge, figures) for judge, figures in report["generated"].items()]
+        tables += [_pixels(report["pixels"])] if report["pixels"] else []
+        tables += [_as_a_set(report)] if report["cmmd"] else []
     return tables
 
 
@@ -73,21 +73,21 @@ def report_markdown(report: Mapping[str, Any]) -> str:
 
 def print_report(report: Mapping[str, Any], console: Console) -> None:
     """Show all tables on a terminal."""
-    for table in report_tables(report):
-        print_table(table, console)
+    print_tables(report_tables(report), console)
 
 
-def print_table(table: Table, console: Console) -> None:
-    """Show one table on a terminal."""
-    shown = RichTable()
-    for i, column in enumerate(table.header):
-        shown.add_column(column, justify="left" if i < 2 else "right")
-    for row in table.rows:
-        shown.add_row(*row)
-    # Around the table, not of it: a title or caption would be wrapped at the table's width.
-    console.print(f"\n[bold]{table.title}[/bold]")
-    console.print(shown)
-    console.print(table.note, style="dim")
+def print_tables(tables: Sequence[Table], console: Console) -> None:
+    """Show tables on a terminal, each with its note."""
+    for table in tables:
+        shown = RichTable()
+        for i, column in enumerate(table.header):
+            shown.add_column(column, justify="left" if i < 2 else "right")
+        for row in table.rows:
+            shown.add_row(*row)
+        # Around the table, not of it: a title or caption would be wrapped at the table's width.
+        console.print(f"\n[bold]{table.title}[/bold]")
+        console.print(shown)
+        console.print(table.note, style="dim")
 
 
 def failure_lines(report: Mapping[str, Any]) -> list[str]:
@@ -147,33 +147,68 @@ def _prior(part: Mapping[str, Any]) -> Table:
     )
 
 
-def _generated(report: Mapping[str, Any]) -> Table:
+def _generated(judge: str, figures: Mapping[str, Any]) -> Table:
     rows = []
-    for split, by_row in report["generated"].items():
+    for split, by_row in figures["verdicts"].items():
         for row, name in ROW_NAMES.items():
             if row not in by_row:
                 continue
-            figures = by_row[row]
+            estimates = by_row[row]
             idle = {"both"} if row in LEFT_OUT_ROWS else set()
-            cells = ["–" if verdict in idle else percent(figures[verdict]) for verdict in VERDICTS]
-            rows.append((SPLIT_NAMES[split], name, str(figures["subject"]["n"]), *cells))
+            cells = ["–" if verdict in idle else percent(estimates[verdict]) for verdict in VERDICTS]
+            rows.append((SPLIT_NAMES[split], name, str(estimates["subject"]["n"]), *cells))
     return Table(
-        f"Generated pictures, judged by {report['judge']}",
+        f"Generated pictures, judged by {judge}",
         ("split", "pictures", "n", *VERDICTS.values()),
         tuple(rows),
         "By the nearest real picture of all splits. * = the asked real picture is taken out of the gallery "
         "first (prompts whose subject no other picture shows are not counted); “real *” judges that real "
-        "picture itself: the judge's ceiling. –: no other picture has that subject, tone and style. Lookup: the training "
-        f"picture that CLIP finds for the prompt. Chance for the subject: {100 * report['chance']['subject']:.2g} %.",
+        "picture itself: the judge's ceiling. –: no other picture has that subject, tone and style. Lookup: the "
+        f"training picture that CLIP finds for the prompt. Chance for the subject: {100 * figures['chance']:.2g} %.",
     )
 
 
-def _frechet(part: Mapping[str, Any]) -> Table:
+def _pixels(part: Mapping[str, Any]) -> Table:
+    kinds = {"colour": "colour", "tone": "skin tone"}
+    rows = []
+    for kind, by_split in part.items():
+        for split, by_row in by_split.items():
+            cells = (percent(by_row[row]) for row in ("generated", "real"))
+            rows.append((kinds[kind], SPLIT_NAMES[split], str(by_row["real"]["n"]), *cells))
     return Table(
-        f"{part['name']} to all {part['gallery']} real pictures",
-        ("pictures", "n", "distance"),
-        tuple((name, str(part["n"]), f"{part[name]:.1f}") for name in ("generated", "real")),
-        "Few pictures bias the distance upwards: compare only with that of as many real ones.",
+        "Colour and skin tone, by the pixels",
+        ("asked", "split", "prompts", "generated", "real"),
+        tuple(rows),
+        "Of the prompts that ask for one. Colour: what most pixels of the object are called. Skin tone: which of the "
+        "five paints of the asked style, measured on training pictures, covers most. Real: the asked picture itself, "
+        "the ceiling.",
+    )
+
+
+def _as_a_set(report: Mapping[str, Any]) -> Table:
+    rows = []
+    for judge, figures in report["generated"].items():
+        if "frechet" in figures:
+            distance = figures["frechet"]
+            name = f"FD-{judge} to all {distance['gallery']} real pictures"
+            rows.append((name, *(f"{distance[row]:.1f}" for row in ("generated", "real"))))
+            for measure in ("precision", "recall"):
+                cells = (percent(figures[measure][row]) for row in ("generated", "real"))
+                rows.append((f"{measure}, {judge}", *cells))
+    cells = (f"{report['cmmd'][row]:.2f}" for row in ("generated", "real"))
+    rows.append(("CMMD of this model's own CLIP", *cells))
+    if spread := report["diversity"]:
+        between = number(spread["between"]) if "between" in spread else "–"
+        rows.append((f"diversity: {spread['seeds']} seeds of a prompt", number(spread["within"]), "–"))
+        rows.append(("diversity: different prompts", between, "–"))
+    return Table(
+        f"The {report['cmmd']['n']} generated pictures as a set",
+        ("measure", "generated", "real"),
+        tuple(rows),
+        "Real: for the distance to all, the asked pictures; else as many others, drawn at random. Few pictures bias "
+        "the Fréchet distance upwards: compare it with that of as many real ones. Precision: share of generated "
+        "pictures among the asked real ones, within reach of their 3rd neighbours; recall: the reverse. CMMD to the "
+        "asked pictures; its CLIP also guided the drawing. Diversity: mean cosine distance of features.",
     )
 
 

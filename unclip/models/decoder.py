@@ -1,13 +1,14 @@
 """Decoder p(x | z_i, y): a small picture from a CLIP image embedding and, if wanted, a caption (unCLIP §2.1).
 
-As in the paper z_i is added to the time embedding and becomes 4 context tokens beside the caption's. Here it is also
-unfolded into a small map, a few channels for each patch, since z_i knows where things are (see LayoutTower). The
+As in the paper z_i is added to the time embedding and becomes 4 context tokens beside the caption's. Here it also says
+where things are (see LayoutTower), in two ways: unfolded into a small map, a few channels for each patch, and as a
+draft, the coarse picture that a linear map makes of it, fitted before training and laid beside the noised one. The
 paper's U-Net is replaced by a plain adaLN-zero transformer over large patches (DiT; that predicts the picture
 itself: JiT) in a thin convolutional skin at full resolution, which removes the seams between patches. A noise
 level on z_i, known to the network (Stable unCLIP), makes it robust to the errors of a prior.
 
 Legend of shapes: B batch, S picture side, P patch side, G = S / P, T = G * G patch tokens, K context tokens
-of z_i, L text tokens, W width, D embedding size, C token-state size.
+of z_i, R side of the draft, L text tokens, W width, D embedding size, C token-state size.
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ class Decoder(ScaledEmbeddings, ModelMixin, ConfigMixin):
         context_tokens: int = 4,
         max_text_tokens: int = 32,
         map_channels: int = 32,
+        draft_size: int = 16,
         stem_channels: int = 16,
         skin_channels: int = 24,
         dropout: float = 0.0,
@@ -68,13 +70,22 @@ class Decoder(ScaledEmbeddings, ModelMixin, ConfigMixin):
             raise UserError(
                 f"sample_size must be a multiple of patch_size, got {sample_size} and {patch_size}"
             )
+        if sample_size % draft_size:
+            raise UserError(
+                f"sample_size must be a multiple of draft_size, got {sample_size} and {draft_size}"
+            )
         if width % 4:
             raise UserError(f"width must be a multiple of 4, got {width}")
         self.sample_size, self.patch_size, self.width = sample_size, patch_size, width
+        self.draft_size = draft_size
         self.register_embed_statistics(embed_dim)
+        self.register_buffer("draft_weight", torch.zeros(3 * draft_size**2, embed_dim))
+        self.register_buffer("draft_bias", torch.zeros(3 * draft_size**2))
+        self.draft_weight: Tensor
+        self.draft_bias: Tensor
         positions = sincos_positions_2d(sample_size // patch_size, width)
         self.register_buffer("positions", positions, persistent=False)
-        self.stem = nn.Conv2d(3, stem_channels, 3, padding=1)
+        self.stem = nn.Conv2d(6, stem_channels, 3, padding=1)
         self.patch_in = nn.Linear(stem_channels * patch_size**2, width)
 
         self.time_in = ScalarEmbedding(width, time_scale)
@@ -91,7 +102,7 @@ class Decoder(ScaledEmbeddings, ModelMixin, ConfigMixin):
         self.blocks = nn.ModuleList(blocks)
         self.modulation_out = nn.Linear(width, 2 * width)
         self.patch_out = nn.Linear(width, skin_channels * patch_size**2)
-        self.skin_in = nn.Conv2d(skin_channels + stem_channels, skin_channels, 3, padding=1)
+        self.skin_in = nn.Conv2d(skin_channels + stem_channels + 3, skin_channels, 3, padding=1)
         self.skin_out = nn.Conv2d(skin_channels, 3, 3, padding=1)
 
         self.apply(init_linear)
@@ -110,10 +121,32 @@ class Decoder(ScaledEmbeddings, ModelMixin, ConfigMixin):
         angle = (level * (math.pi / 2))[:, None]
         return self.denormalize(angle.cos() * self.normalize(z) + angle.sin() * noise)
 
+    @torch.no_grad()
+    def fit_draft(self, z: Tensor, pictures: Tensor, ridge: float = 0.01) -> None:
+        """Make the draft the best linear guess of coarse pictures from their embeddings (ridge regression).
+
+        Args:
+            z: [N, D] of unit norm; the embeddings' statistics must be set before.
+            pictures: [N, 3, R, R] in [-1, 1].
+            ridge: weight of |W|² beside the mean squared error, in the scaled space.
+        """
+        x, y = self.normalize(z.double()), pictures.double().flatten(1)
+        x, bias = x - x.mean(0), y.mean(0)
+        identity = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
+        weight = torch.linalg.solve(x.T @ x / len(x) + ridge * identity, x.T @ (y - bias) / len(x)).T
+        self.draft_weight.copy_(weight)
+        self.draft_bias.copy_(bias - weight @ self.normalize(z.double()).mean(0))
+
+    def draft(self, z: Tensor) -> Tensor:
+        """The linear guess at the picture: z [B, D] in the scaled space -> [B, 3, S, S]."""
+        R = self.draft_size
+        coarse = F.linear(z, self.draft_weight, self.draft_bias).unflatten(1, (3, R, R))
+        return F.interpolate(coarse, size=self.sample_size, mode="bicubic", align_corners=False)
+
     def _condition(
         self, t: Tensor, z: Tensor, noise_level: Tensor, drop_image: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Activated condition vector [B, W], the map of z_i [B, T, W] and its context tokens [B, K, W]."""
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Of z_i: activated condition vector [B, W], map [B, T, W], context tokens [B, K, W], draft [B, 3, S, S]."""
         z = self.normalize(z.to(self.null_image.dtype))
         if drop_image is not None:
             z = torch.where(drop_image[:, None], self.null_image, z)
@@ -121,7 +154,8 @@ class Decoder(ScaledEmbeddings, ModelMixin, ConfigMixin):
         vector = self.time_in(t) + self.level_in(noise_level) + self.image_to_time(z)
         T = (self.sample_size // self.patch_size) ** 2
         image_map = self.map_in(self.image_to_map(z).unflatten(1, (T, -1)))
-        return F.silu(vector), image_map, self.image_to_context(z).unflatten(1, (-1, self.width))
+        context = self.image_to_context(z).unflatten(1, (-1, self.width))
+        return F.silu(vector), image_map, context, self.draft(z)
 
     def _text(self, tokens: Tensor, mask: Tensor, drop_text: Tensor | None) -> tuple[Tensor, Tensor]:
         """Caption tokens [B, L, W] and which of them are real [B, L]; a dropped caption is one learned token.
@@ -164,10 +198,12 @@ class Decoder(ScaledEmbeddings, ModelMixin, ConfigMixin):
         if x.shape[2:] != (side, side):
             raise UserError(f"expected pictures of side {side}, got {tuple(x.shape[2:])}: resize them")
         noise_level = noise_level.expand(B)
-        condition, image_map, context = self._condition(t.expand(B), image_embeds, noise_level, drop_image)
+        condition, image_map, context, draft = self._condition(
+            t.expand(B), image_embeds, noise_level, drop_image
+        )
         text_context, text_mask = self._text(text_tokens, text_mask, drop_text)
 
-        stem = self.stem(x.to(self.null_image.dtype))
+        stem = self.stem(torch.cat([x.to(draft.dtype), draft], dim=1))
         patches = F.pixel_unshuffle(stem, P).flatten(2).transpose(1, 2)  # [B, T, stem * P * P]
         T = patches.shape[1]
         patches = self.patch_in(patches) + self.positions.to(stem.dtype) + image_map
@@ -177,5 +213,5 @@ class Decoder(ScaledEmbeddings, ModelMixin, ConfigMixin):
             h = block(h, condition, seen[:, None, None])
         h = modulate(h[:, :T], *self.modulation_out(condition)[:, None].chunk(2, dim=-1))
         field = self.patch_out(h).transpose(1, 2).unflatten(2, (S // P, S // P))  # [B, skin * P * P, G, G]
-        skin = torch.cat([F.pixel_shuffle(field, P), stem], dim=1)
+        skin = torch.cat([F.pixel_shuffle(field, P), stem, draft], dim=1)
         return self.skin_out(F.silu(self.skin_in(skin)))

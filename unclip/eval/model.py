@@ -1,0 +1,105 @@
+"""A text-to-image model as evaluation sees it, what is asked of it, and CLIP's embeddings of pictures and words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from unclip.data.progress import track
+from unclip.errors import UserError
+from unclip.eval.cache import cached
+from unclip.eval.choice import Pictures
+from unclip.eval.drawing import Generate
+
+JUDGED_AT = 256  # pixels of the real pictures that others are compared with
+EMBED_BATCH = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """A text-to-image model as evaluation sees it; D = width of CLIP's embeddings.
+
+    Attributes:
+        encode_image: uint8 [N,H,W,3] -> [N,D]. encode_text: N captions -> [N,D]. Both of unit norm.
+        make_embeds: N prompts and N seeds -> the prior's image embeddings [N,D].
+        generate: N prompts and N seeds -> N pictures.
+        fingerprint: of all weights; clip_fingerprint: of CLIP's.
+        settings: steps, guidance and the like, as the report shows them.
+    """
+
+    encode_image: Callable[[np.ndarray], Tensor]
+    encode_text: Callable[[Sequence[str]], Tensor]
+    make_embeds: Callable[[Sequence[str], Sequence[int]], Tensor]
+    generate: Generate
+    fingerprint: str
+    clip_fingerprint: str
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def stamp(self, size: int) -> dict[str, Any]:
+        """What a picture of `size` pixels depends on besides prompt and seed; see `draw_pictures`."""
+        return {**self.settings, "model": self.fingerprint, "size": size}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What is asked, and how much of it.
+
+    Attributes:
+        prompts: pictures to draw, over all splits; 0 leaves that part out.
+        queries: captions of each split for retrieval; prior_queries: embeddings of each split made by the
+        prior.
+        size: side in pixels of the pictures drawn.
+        grid: pictures of each split in its grid: the first of the seeded list, good or bad.
+        varied: seen prompts that are drawn from other seeds too, to see how varied their pictures are.
+    """
+
+    prompts: int = 200
+    seed: int = 0
+    queries: int = 1000
+    prior_queries: int = 200
+    size: int = 256
+    batch_size: int = 8
+    grid: int = 24
+    varied: int = 10
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("queries", "prior_queries", "size", "batch_size"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("prompts", "seed", "grid", "varied"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name} must not be negative, got {getattr(self, name)}")
+
+
+def real_embeds(data: Pictures, model: Model, cache: Path, progress: bool = True) -> Tensor:
+    """CLIP's embeddings of all real pictures -> [N,D], unit norm; kept in `cache`."""
+
+    def compute() -> Tensor:
+        starts = range(0, len(data), EMBED_BATCH)
+        parts = [
+            model.encode_image(_real(data, range(i, min(i + EMBED_BATCH, len(data))), JUDGED_AT))
+            for i in track(starts, "CLIP embeddings", total=len(starts), show=progress)
+        ]
+        return F.normalize(torch.cat(parts).float().cpu(), dim=-1)
+
+    fingerprint = f"{model.clip_fingerprint} {data.fingerprint()} {JUDGED_AT}"
+    return cached(cache / "eval-clip.safetensors", fingerprint, compute)
+
+
+def encode_texts(model: Model, texts: Sequence[str]) -> Tensor:
+    """CLIP's embeddings of N captions -> [N,D], unit norm, on the CPU."""
+    parts = [model.encode_text(texts[i : i + EMBED_BATCH]) for i in range(0, len(texts), EMBED_BATCH)]
+    return F.normalize(torch.cat(parts).float().cpu(), dim=-1)
+
+
+def _real(data: Pictures, rows: Sequence[int], size: int) -> np.ndarray:
+    """uint8 [N,size,size,3]."""
+    return np.stack([data.rgb(i, size) for i in rows])
