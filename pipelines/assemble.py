@@ -96,10 +96,10 @@ def default_scheduler(network: Any) -> SchedulerMixin:
 
 
 def round_matrices(module: nn.Module, dtype: torch.dtype) -> None:
-    """Store matrices and kernels in `dtype`, in place; parameters of one dimension keep theirs."""
-    for parameter in module.parameters():
-        if parameter.ndim >= 2:
-            parameter.data = parameter.data.to(dtype)
+    """Store matrices and kernels, learned or fitted, in `dtype`, in place; what has one dimension keeps its own."""
+    for tensor in (*module.parameters(), *module.buffers()):
+        if tensor.ndim >= 2:
+            tensor.data = tensor.data.to(dtype)
 
 
 def _load(kind: Any, run: str | Path) -> Any:

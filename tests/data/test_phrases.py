@@ -1,4 +1,4 @@
-"""Words of many scripts, and the asking around what is asked for."""
+"""The text of a prompt: words of many scripts, and what asks for a picture."""
 
 from __future__ import annotations
 

@@ -34,6 +34,8 @@ def test_the_list_is_well_formed() -> None:
         for prompt in section.prompts:
             assert prompt.text == prompt.text.strip() != ""
             assert bool(prompt.key) is bool(section.split)
+            assert prompt.grid_caption.isascii()
+            assert prompt.grid_caption != ""
     by_name = {section.name: section for section in whole}
     assert all("skin tone" in prompt.text for prompt in by_name["tone"].prompts)
     known = {each["text"]: each["subject"] for each in paraphrases()}

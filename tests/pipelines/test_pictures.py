@@ -105,5 +105,5 @@ def test_demo(
     assert (overview.name, large.name) == ("demo.png", "demo-256.png")
     assert Image.open(overview).width > 2 * 256
     assert Image.open(large).size == (256, 256)
-    assert read_png(large)["prompt"] == demo.LARGE_PROMPT
+    assert read_png(large)["prompt"] == demo.PROMPTS[0]
     assert len(said) == 2

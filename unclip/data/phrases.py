@@ -1,4 +1,4 @@
-"""Words and phrases as typed: taken apart, folded, looked up; requests and styles around what is to be seen."""
+"""The text of a prompt: its words in any script, what asks for a picture, and how a style is said."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def style_patterns(styles: Mapping[str, str]) -> tuple[re.Pattern[str] | None, r
     return end, start
 
 
-def joined(words: list[str]) -> list[str]:
+def joined_letters(words: list[str]) -> list[str]:
     """Letters of scripts without spaces as one word again."""
     joined: list[str] = []
     for word in words:

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from unclip.data.concepts import COLOURS
-from unclip.data.phrases import Word, joined, strip_request, style_patterns, tidy, words_of
+from unclip.data.phrases import Word, joined_letters, strip_request, style_patterns, tidy, words_of
 from unclip.data.spelling import correct, damerau, plural, singular
 from unclip.errors import UserError
 from unclip.files import atomic_path
@@ -214,7 +214,7 @@ class Lexicon:
                 else:
                     parts.append(" ")
                     left_out.append(word.key)
-        return tidy("".join([*parts, text[end:]])), language, joined(left_out)
+        return tidy("".join([*parts, text[end:]])), language, joined_letters(left_out)
 
     def _respell(self, text: str, known: Collection[str]) -> str:
         parts: list[str] = []

@@ -35,8 +35,13 @@ class Prompt:
 
     @property
     def caption(self) -> str:
-        """As the grid shows it."""
+        """As the page lists it."""
         return f"{self.text}  ({self.note})" if self.note else self.text
+
+    @property
+    def grid_caption(self) -> str:
+        """As the grid shows it: its font has no letters but English ones, so that the note stands for other texts."""
+        return self.caption if self.caption.isascii() else self.note
 
 
 @dataclass(frozen=True)
@@ -131,7 +136,7 @@ def draw_gallery(
     )
     pictures = iter([Image.fromarray(picture) for picture in drawn])
     for section in chosen:
-        rows = [(prompt.caption, [next(pictures) for _ in seeds]) for prompt in section.prompts]
+        rows = [(prompt.grid_caption, [next(pictures) for _ in seeds]) for prompt in section.prompts]
         save_rows(rows, [f"seed {seed}" for seed in seeds], out / f"{section.name}.webp")
     with atomic_path(out / "gallery.md") as temporary:
         temporary.write_text(page(chosen, seeds, model.stamp(size)), encoding="utf-8")

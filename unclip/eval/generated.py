@@ -264,8 +264,8 @@ def _shares(
     wanted = np.array([name is not None for name in asked])
     found: Figures = {}
     for split, these in groups.items():
-        cases = np.flatnonzero(these & wanted)
-        if len(cases):
+        cases = np.flatnonzero(these & wanted).tolist()
+        if cases:
             found[split] = {
                 row: bootstrap([float(names[i] == asked[i]) for i in cases], seed=seed).as_dict()
                 for row, names in named.items()
