@@ -74,6 +74,8 @@ def lexicon() -> Lexicon:
         ("could you draw me a picture of a red apple please", "a red apple"),
         ("Please draw a rocket.", "a rocket"),
         ("a cat, google emoji", "a cat, noto"),
+        ("a cat, noto, google emoji", "a cat, noto"),
+        ('"perro" (verde)', "green dog"),
         ("show me a cat in the style of a classic blob!", "a cat, blob"),
         ("a 3D render of a dog", "a dog, 3D"),
         ("a rocket in 3D", "a rocket, 3D"),

@@ -111,7 +111,8 @@ def joined_letters(words: list[str]) -> list[str]:
 
 
 def tidy(text: str) -> str:
-    """Without doubled spaces and commas, and without marks at the ends."""
+    """Without brackets and quotation marks, which captions have none of, doubled spaces, and marks at the ends."""
+    text = re.sub(r'[()\[\]"“”„«»「」（）]', "", text)
     text = re.sub(r"\s+", " ", text)
     text = re.sub(r"\s+([,.!?、。])", r"\1", text)
     return re.sub(r"([,、。])(?:\s*[,、。])+", r"\1", text).strip(" ,.!?、。¿¡！？")

@@ -82,12 +82,13 @@ class Lexicon:
 
     def __post_init__(self) -> None:
         self._style_end, self._style_start = style_patterns(self.styles)
-        phrases = [key for table in (self.languages, self.helpers) for each in table.values() for key in each]
-        self._longest: dict[str, int] = {}  # first word of a phrase -> words of the longest such phrase
-        for key in phrases:
-            first, spaces = key.partition(" ")[0], key.count(" ")
-            if spaces >= self._longest.get(first, 0):
-                self._longest[first] = spaces + 1
+        self._longest: dict[str, int] = {}  # first word of phrases of several words -> words of the longest
+        for table in (*self.languages.values(), *self.helpers.values()):
+            for key in table:
+                if spaces := key.count(" "):
+                    first = key[: key.index(" ")]
+                    if spaces >= self._longest.get(first, 0):
+                        self._longest[first] = spaces + 1
 
     def understand(self, prompt: str, known: Collection[str] = ()) -> Understood:
         """The prompt in the captions' words.
@@ -133,7 +134,8 @@ class Lexicon:
             said = " ".join(found["style"].lower().split())
             like_captions = not found["otherwise"] or re.search(r"\bstyle\W*$", text, re.IGNORECASE)
             if said not in self.style_words or not like_captions:
-                return f"{found['rest'].rstrip(' ,.')}, {self.styles[said]}"
+                rest, style = found["rest"].rstrip(" ,."), self.styles[said]
+                return rest if rest.endswith(f", {style}") else f"{rest}, {style}"
         return text
 
     def _translate(self, text: str, known: Collection[str]) -> tuple[str, str | None, list[str]]:
@@ -166,7 +168,7 @@ class Lexicon:
         return [
             (i, i + n, " ".join(words[i : i + n]))
             for i, word in enumerate(words)
-            for n in range(1, min(self._longest.get(word, 0), len(words) - i) + 1)
+            for n in range(1, min(self._longest.get(word, 1), len(words) - i) + 1)
         ]
 
     def _matches(self, language: str, keys: list[tuple[int, int, str]], foreign: list[bool]) -> list[_Match]:
@@ -278,12 +280,7 @@ class Lexicon:
                 raise UserError(f"{path} has format {content['format']}, expected {FORMAT}: make it again "
                                 "with this version's `unclip data lexicon`")  # fmt: skip
             languages = {
-                code: {
-                    key: subject
-                    for keys, subject in zip(column, content["subjects"], strict=True)
-                    for key in filter(None, keys.split("|"))
-                }
-                for code, column in content["languages"].items()
+                code: _by_key(column, content["subjects"]) for code, column in content["languages"].items()
             }
             return cls(
                 words=content["words"],
@@ -300,6 +297,15 @@ class Lexicon:
             raise UserError(f"no lexicon at {path}: make one with `unclip data lexicon`") from error
         except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"the lexicon {path} is damaged ({error}): make or copy it again") from error
+
+
+def _by_key(column: list[str], subjects: list[str]) -> dict[str, str]:
+    """{phrase: subject} of a language's column in the file: for each subject "", one phrase, or several and "|"."""
+    table = dict(zip(column, subjects, strict=True))
+    table.pop("", None)
+    for keys in [keys for keys in table if "|" in keys]:
+        table |= dict.fromkeys(keys.split("|"), table.pop(keys))
+    return table
 
 
 def _adjectives_first(matches: list[_Match]) -> Iterator[_Match]:

@@ -3,7 +3,7 @@
 Each row is one way to say what a caption says: a sentence, a typing error, another spelling, a plural, a language.
 A case is a prompt, the text that it should be understood as (None where there is no single one), and its subject.
 
-    exact       the understood text is the caption
+    exact       the understood text is the caption, capitals aside
     top-1, -5   CLIP's text embedding finds the subject among one picture of each subject, before and after
 """
 
@@ -130,7 +130,10 @@ def measure(
     for row, row_cases in cases.items():
         found: dict[str, Any] = {}
         if all(case.text is not None for case in row_cases):
-            exact = [each.text == case.text for each, case in zip(understood[row], row_cases, strict=True)]
+            exact = [
+                each.text.lower() == (case.text or "").lower()  # the tokenizer of our CLIP sees no capitals
+                for each, case in zip(understood[row], row_cases, strict=True)
+            ]
             found["exact"] = np.array(exact)
         wanted = [case.subject for case in row_cases]
         for name, asked in (
@@ -186,10 +189,11 @@ def table(
         "Plain words",
         ("prompts", "n", "exact", "top-1 as typed", "top-1", "top-5 as typed", "top-5", "keywords"),
         tuple(rows),
-        "Exact: understood as the caption it stands for. Top-k: CLIP finds the subject among one picture of each "
-        "subject, with the prompt as typed and as understood. The names in other languages are in the lexicon, so "
-        "those rows measure the mechanism and say nothing of other words; keywords, which are not in it, do: the "
-        "share of a language's keywords that is understood at all. In brackets: 95 % bootstrap intervals.",
+        "Exact: understood as the caption it stands for, capitals aside. Top-k: CLIP finds the subject among one "
+        "picture of each subject, with the prompt as typed and as understood. The names in other languages are in "
+        "the lexicon, so those rows measure the mechanism and say nothing of other words; keywords, which are not "
+        "in it, do: the share of a language's keywords that is understood at all. In brackets: 95 % bootstrap "
+        "intervals.",
     )
 
 
