@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler, SchedulerMixin
 from torch import nn
 
@@ -16,7 +14,7 @@ from unclip.clip import FrozenCLIP
 from unclip.data.words import Lexicon
 from unclip.errors import UserError
 from unclip.files import atomic_dir
-from unclip.models import Decoder, DiffusionPrior, Upsampler
+from unclip.models import Decoder, DiffusionPrior, Upsampler, warn_of_another_clip
 
 from .inputs import Settings
 from .loading import INDEX, check_network_folder
@@ -133,10 +131,4 @@ def _check_fit(clip: FrozenCLIP, prior: DiffusionPrior, decoder: Decoder) -> Non
                     f"the {name} was trained on another CLIP: its {what} is {network.config[what]}, CLIP's "
                     f"is {own}; train the {name} on embeddings of this CLIP"
                 )
-        likeness = F.cosine_similarity(network.embed_mean, clip.embed_mean, dim=0).item()
-        if clip.embed_mean.any() and likeness < 0.5:
-            warnings.warn(
-                f"the mean image embedding of the {name} differs from CLIP's (cosine {likeness:.2f}): "
-                "was it trained on embeddings of this CLIP?",
-                stacklevel=3,
-            )
+        warn_of_another_clip(f"the {name}", network.embed_mean, clip.embed_mean)

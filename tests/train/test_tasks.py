@@ -170,6 +170,9 @@ def test_fine_tuning_keeps_the_scale_that_the_weights_learned_in(
     tuned: Any = task_of(stage, "unused", f"initial={tmp_path / 'model'}")
     assert torch.equal(tuned.model.embed_mean, task.model.embed_mean)
     assert torch.equal(tuned.model.embed_std, task.model.embed_std)
+    fake_data.cache.image_embeds = -fake_data.cache.image_embeds
+    with pytest.warns(UserWarning, match="was it trained on embeddings of this CLIP"):
+        task_of(stage, "unused", f"initial={tmp_path / 'model'}")
     if stage == "decoder":
         assert torch.equal(tuned.model.draft_weight, task.model.draft_weight)
         assert torch.equal(tuned.model.draft_bias, task.model.draft_bias)
@@ -183,6 +186,7 @@ def test_fine_tuning_keeps_the_scale_that_the_weights_learned_in(
         ("prior", "model.max_tokens=40"),
         ("decoder", "model.width=64"),
         ("decoder", "model.map_channels=64"),
+        ("decoder", "model.draft_size=8"),
         ("upsampler-256", "model.channels=[16,32]"),
         ("upsampler-256", "model.channels=[8,24]"),
     ],

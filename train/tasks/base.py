@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from unclip.errors import UserError
+from unclip.models import warn_of_another_clip
 
 from ..config import TrainConfig, dataclass_slots, fill, network_slots
 
@@ -28,8 +29,9 @@ if TYPE_CHECKING:
 
 Batch = dict[str, Tensor]
 
-# Of image embeddings, stored with the networks that see them.
-STATISTICS = {"embed_mean", "embed_std", "draft_weight", "draft_bias"}
+# What is fitted to image embeddings and stored with the networks that see them.
+MEAN = "embed_mean"
+STATISTICS = {MEAN, "embed_std", "draft_weight", "draft_bias"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +139,8 @@ def load_weights(model: nn.Module, folder: Path) -> None:
     Weights for embeddings of fewer entries are taken as those of the last ones: zeros stand in front, so the network is
     blind to the entries that are new until it learns of them (a longer layout code has its weaker components in front,
     `LayoutTower.fit_layout`). The statistics of the embeddings are then those of the data at hand; else they are the
-    weights', which learned in that scale: a few pictures to fine-tune on would give poor ones.
+    weights', which learned in that scale: a few pictures to fine-tune on would give poor ones. A UserWarning says when
+    the two are so far apart that the weights seem to be of another CLIP.
 
     Raises:
         UserError: no weights there, damaged ones, or those of another architecture.
@@ -153,9 +156,10 @@ def load_weights(model: nn.Module, folder: Path) -> None:
         for name in own.keys() & state.keys():
             if name.split(".")[0] in layers:
                 state[name] = padded_in_front(state[name], own[name].shape)
-        statistics = {name: own[name] for name in STATISTICS & own.keys()}
-        if any(name in state and state[name].shape != tensor.shape for name, tensor in statistics.items()):
-            state |= statistics
+        if MEAN in own and MEAN in state:
+            if state[MEAN].shape != own[MEAN].shape:
+                state |= {name: own[name] for name in STATISTICS & own.keys()}
+            warn_of_another_clip(f"initial={folder}", state[MEAN], own[MEAN])
         model.load_state_dict(state)
     except (OSError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:300]

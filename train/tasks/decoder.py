@@ -71,8 +71,10 @@ class DecoderTask(Task):
         self.model.set_embed_statistics(*self.data.statistics())
         self.thumbnails = thumbnails_on_white(self.data.pictures, arguments["sample_size"], config.limit)
         trained = indices_of(self.data.sampling.trained)
-        coarse = F.adaptive_avg_pool2d(to_pixels(self.thumbnails[trained]), arguments["draft_size"])
-        self.model.fit_draft(self.data.image_embeds[trained].float(), coarse)
+        side = arguments["draft_size"]
+        # In parts: all pictures at once would fill gigabytes as floating point numbers.
+        parts = [F.adaptive_avg_pool2d(to_pixels(self.thumbnails[p]), side) for p in trained.split(1024)]
+        self.model.fit_draft(self.data.image_embeds[trained].float(), torch.cat(parts))
         self.schedule = FlowSchedule(self.options.time_mean, self.options.time_std)
         self.measure = SimpleLoss(target="flow", min_sigma=self.options.min_sigma)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from unclip.models.decoder import Decoder
+from unclip.models.layers import warn_of_another_clip
 from unclip.models.prior import DiffusionPrior, PrefixCache
 from unclip.models.upsampler import Upsampler
 
-__all__ = ["Decoder", "DiffusionPrior", "PrefixCache", "Upsampler"]
+__all__ = ["Decoder", "DiffusionPrior", "PrefixCache", "Upsampler", "warn_of_another_clip"]

@@ -6,12 +6,15 @@ Legend of shapes: B batch, T tokens, W width, H heads, d = W / H, D embedding si
 from __future__ import annotations
 
 import math
+import warnings
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unclip.errors import UserError
+
+LEAST_LIKENESS = 0.5  # cosine of the mean embeddings of two sets that one CLIP may have made
 
 
 def sincos(values: Tensor, dim: int, max_period: float = 10_000.0) -> Tensor:
@@ -159,6 +162,21 @@ class ScaledEmbeddings(nn.Module):
     def denormalize(self, z: Tensor) -> Tensor:
         """Scaled space [..., D] -> image embeddings (not renormalised to unit length)."""
         return z * self.embed_std + self.embed_mean
+
+
+def warn_of_another_clip(name: str, known: Tensor, met: Tensor) -> None:
+    """A UserWarning if the mean embedding [D] that a network knows and the one it meets are far apart.
+
+    Args:
+        name: of the network, as the warning calls it. known, met: all zeros where nothing is known.
+    """
+    likeness = F.cosine_similarity(known, met, dim=0).item()
+    if known.any() and met.any() and likeness < LEAST_LIKENESS:
+        warnings.warn(
+            f"the mean image embedding of {name} differs from CLIP's (cosine {likeness:.2f}): "
+            "was it trained on embeddings of this CLIP?",
+            stacklevel=3,
+        )
 
 
 class TokenInput(nn.Module):
