@@ -126,7 +126,7 @@ def test_mistakes_of_memorisation_are_found_before_the_work(
         (["--data", "nowhere"], "unclip data build emoji --out nowhere"),
         (["--size", "100"], "size 100 is not offered by this model; choose one of: 16, 64, 256"),
         (["--judge", "inception"], "expected one of: mobilenet_v2"),
-        (["--prompts", "-1"], "prompts must not be negative"),
+        (["--prompts", "-1"], "prompts must be at least 0, got -1"),
         (["--decoder-steps", "0"], "decoder_num_inference_steps"),
         (["--device", "abacus"], "no device 'abacus' here"),
     ],

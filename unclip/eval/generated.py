@@ -20,14 +20,14 @@ from torch import Tensor
 from unclip.data.splits import SPLITS
 from unclip.eval.attributes import SkinTones, asked_colour, asked_tone, colour_of
 from unclip.eval.bootstrap import bootstrap
-from unclip.eval.choice import Asked, Pictures, choose_stratified
+from unclip.eval.choice import Asked, Pictures, choose, choose_stratified
 from unclip.eval.distribution import NEIGHBOUR, cmmd, diversity, within
 from unclip.eval.drawing import draw_pictures
 from unclip.eval.features import FeatureNet, gallery_features
 from unclip.eval.frechet import fit_gaussian, frechet_distance
 from unclip.eval.grids import Cell, save_grid
 from unclip.eval.judge import Judge, Whitening
-from unclip.eval.model import JUDGED_AT, Model, Options, encode_texts
+from unclip.eval.model import JUDGED_AT, Drawing, Model, Options, encode_texts
 from unclip.eval.retrieval import chance
 
 Figures = dict[str, Any]
@@ -50,6 +50,33 @@ class Drawn:
         return {split: where == split for split in dict.fromkeys(where.tolist())} | {"all": where == where}
 
 
+@dataclass(frozen=True)
+class Floor:
+    """What the figures of a set are compared with: further real pictures of the asked ones' splits, drawn like these.
+
+    A split that has not as many left is out of both sides, so that they differ in nothing but chance.
+
+    Attributes:
+        asked: which of the prompts count. further: as many rows of the data.
+    """
+
+    asked: list[int]
+    further: list[int]
+
+    @classmethod
+    def of(cls, data: Pictures, drawn: Drawn, seed: int) -> Floor:
+        asked: list[int] = []
+        further: list[int] = []
+        for split in dict.fromkeys(a.split for a in drawn.asked):
+            these = [i for i, a in enumerate(drawn.asked) if a.split == split]
+            # The seeded order of a split begins with those that were asked.
+            rows = [a.index for a in choose(data.records, split, 2 * len(these), seed)[len(these) :]]
+            if len(rows) == len(these):
+                asked += these
+                further += rows
+        return cls(asked, further)
+
+
 def generated_part(
     data: Pictures,
     model: Model,
@@ -70,6 +97,7 @@ def generated_part(
     """
     drawn = draw(data, model, out / "images", options)
     found = closest_seen(data, model, embeds, drawn.asked)
+    floor = Floor.of(data, drawn, options.seed)
     figures: Figures = {"generated": {}}
     for net in nets:
         gallery = gallery_features(net, data, cache, JUDGED_AT, options.progress)
@@ -78,18 +106,20 @@ def generated_part(
         )
         judge = Judge(gallery, data.records)
         verdicts = verdict_rows(judge, drawn.asked, made, true, gallery[found])
-        figures["generated"][net.name] = judged(judge, drawn, verdicts, made, true, gallery, options.seed)
+        figures["generated"][net.name] = judged(
+            judge, drawn, verdicts, made, true, gallery, floor, options.seed
+        )
         if net is nets[0]:
             near = judge.nearest(made)
             figures["failures"] = _failures(data, drawn.asked, near, verdicts["generated"])
             figures["grids"] = _grids(data, drawn, near, out, options)
             figures["diversity"] = diversity_part(model, net, judge.whiten, drawn, out, options)
     figures["pixels"] = pixel_part(data, drawn, options)
-    figures["cmmd"] = cmmd_part(model, drawn, embeds, options)
+    figures["cmmd"] = cmmd_part(model, drawn, floor, embeds, options)
     return figures
 
 
-def draw(data: Pictures, model: Model, folder: Path, options: Options) -> Drawn:
+def draw(data: Pictures, model: Model, folder: Path, options: Drawing) -> Drawn:
     """The pictures of the seeded prompts, stratified over the splits; those in `folder` already are kept."""
     chosen = choose_stratified(data.records, options.prompts, options.seed)
     asked = [a for group in chosen.values() for a in group]
@@ -130,6 +160,7 @@ def judged(
     made: Tensor,
     true: Tensor,
     gallery: Tensor,
+    floor: Floor,
     seed: int,
 ) -> Figures:
     """What one network says, of features [Q,F] of made and true pictures and [G,F] of the gallery.
@@ -137,7 +168,7 @@ def judged(
     Returns:
         verdicts: {split: {row: {verdict: share}}}; chance: of the subject; frechet: distances to all real pictures of
         the generated ones, and of as many asked real ones (the floor); precision and recall of the generated
-        pictures against the asked ones, and of as many real ones drawn at random.
+        pictures against the asked ones, and of as many further real ones (see `Floor`).
     """
     again = judge.drawn_again([a.index for a in drawn.asked])
     figures: Figures = {
@@ -146,23 +177,20 @@ def judged(
     }
     if len(made) > NEIGHBOUR:
         everything = fit_gaussian(gallery)
-        others = judge.gallery[_others(drawn, len(gallery), seed)]
-        asked, shown = judge.whiten(true), judge.whiten(made)
-        figures |= {
-            "frechet": {
-                "generated": frechet_distance(fit_gaussian(made), everything),
-                "real": frechet_distance(fit_gaussian(true), everything),
-                "n": len(made),
-                "gallery": len(gallery),
-            },
-            "precision": {
-                row: bootstrap(within(each, asked), seed=seed).as_dict()
-                for row, each in (("generated", shown), ("real", others))
-            },
-            "recall": {
-                row: bootstrap(within(asked, each), seed=seed).as_dict()
-                for row, each in (("generated", shown), ("real", others))
-            },
+        figures["frechet"] = {
+            "generated": frechet_distance(fit_gaussian(made), everything),
+            "real": frechet_distance(fit_gaussian(true), everything),
+            "n": len(made),
+            "gallery": len(gallery),
+        }
+    if len(floor.asked) > NEIGHBOUR:
+        asked = judge.whiten(true[floor.asked])
+        rows = {"generated": judge.whiten(made[floor.asked]), "real": judge.gallery[floor.further]}
+        figures["precision"] = {
+            row: bootstrap(within(each, asked), seed=seed).as_dict() for row, each in rows.items()
+        }
+        figures["recall"] = {
+            row: bootstrap(within(asked, each), seed=seed).as_dict() for row, each in rows.items()
         }
     return figures
 
@@ -190,17 +218,17 @@ def pixel_part(data: Pictures, drawn: Drawn, options: Options) -> Figures:
     return part
 
 
-def cmmd_part(model: Model, drawn: Drawn, embeds: Tensor, options: Options) -> Figures:
-    """CMMD to the asked real pictures, of the generated ones and of as many real ones drawn at random; {} for one
-    picture."""
-    if len(drawn.asked) < 2:
+def cmmd_part(model: Model, drawn: Drawn, floor: Floor, embeds: Tensor, options: Options) -> Figures:
+    """CMMD to the asked real pictures, of the generated ones and of further real ones; {} for fewer than two."""
+    if len(floor.asked) < 2:
         return {}
+    pictures = [drawn.pictures[i] for i in floor.asked]
     size = options.batch_size
-    batches = [np.stack(drawn.pictures[i : i + size]) for i in range(0, len(drawn.pictures), size)]
+    batches = [np.stack(pictures[i : i + size]) for i in range(0, len(pictures), size)]
     made = F.normalize(torch.cat([model.encode_image(batch) for batch in batches]).float().cpu(), dim=-1)
-    asked = embeds[[a.index for a in drawn.asked]]
-    others = embeds[_others(drawn, len(embeds), options.seed)]
-    return {"generated": cmmd(made, asked), "real": cmmd(others, asked), "n": len(made)}
+    asked = embeds[[drawn.asked[i].index for i in floor.asked]]
+    further = embeds[floor.further]
+    return {"generated": cmmd(made, asked), "real": cmmd(further, asked), "n": len(made)}
 
 
 def diversity_part(
@@ -273,14 +301,7 @@ def _shares(
     return found
 
 
-def _others(drawn: Drawn, count: int, seed: int) -> np.ndarray:
-    """As many real pictures as were asked for, of the `count` there are: others, where there are enough."""
-    taken = {a.index for a in drawn.asked}
-    free = np.array([i for i in range(count) if i not in taken] or range(count))
-    return np.random.default_rng(seed).choice(free, min(len(drawn.asked), len(free)), replace=False)
-
-
-def _draw(asked: Sequence[Asked], model: Model, folder: Path, options: Options) -> list[np.ndarray]:
+def _draw(asked: Sequence[Asked], model: Model, folder: Path, options: Drawing) -> list[np.ndarray]:
     return draw_pictures(
         asked,
         model.generate,

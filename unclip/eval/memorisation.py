@@ -24,7 +24,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -36,12 +36,12 @@ from unclip.data.splits import SPLITS
 from unclip.errors import UserError
 from unclip.eval.bootstrap import bootstrap, bootstrap_quantile
 from unclip.eval.cache import cached
-from unclip.eval.choice import Asked, Pictures, choose, choose_stratified
-from unclip.eval.drawing import draw_pictures
+from unclip.eval.choice import Asked, Pictures, choose
 from unclip.eval.features import FeatureNet, gallery_features
+from unclip.eval.generated import Drawn, draw
 from unclip.eval.grids import save_pairs
 from unclip.eval.judge import Whitening
-from unclip.eval.model import JUDGED_AT, Model
+from unclip.eval.model import JUDGED_AT, Drawing, Model
 from unclip.eval.tables import SPLIT_NAMES, Table, number, percent
 
 # Above the 99 % quantile stand series that differ in a detail (guard and man guard, Norway and Bouvet Island). The
@@ -58,24 +58,12 @@ _CHUNK = 256  # queries at a time
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
-    """What is asked; prompts are those of `unclip eval emoji` with the same number and seed.
+class Options(Drawing):
+    """What is asked; `top`: pairs in the sheet of the most similar."""
 
-    Attributes:
-        size: side in pixels of the pictures drawn. top: pairs in the sheet of the most similar.
-    """
+    LEAST: ClassVar[dict[str, int]] = {**Drawing.LEAST, "top": 0}
 
-    prompts: int = 200
-    seed: int = 0
-    size: int = 256
-    batch_size: int = 8
     top: int = 24
-    progress: bool = True
-
-    def __post_init__(self) -> None:
-        for name, least in (("prompts", 1), ("size", 1), ("batch_size", 1), ("seed", 0), ("top", 0)):
-            if getattr(self, name) < least:
-                raise UserError(f"{name} must be at least {least}, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True)
@@ -185,28 +173,21 @@ def evaluate_memorisation(
         raise UserError(
             "memorisation needs training pictures of two subjects or more; give the whole data set"
         )
-    chosen = choose_stratified(data.records, options.prompts, options.seed)
-    asked = [a for group in chosen.values() for a in group]
-    pictures = draw_pictures(
-        asked,
-        model.generate,
-        images,
-        model.stamp(options.size),
-        batch_size=options.batch_size,
-        progress=options.progress,
-    )
+    drawn = draw(data, model, images, options)
     measures = (
         pixel_measure(data, cache, options.progress),
         feature_measure(data, net, cache, options.progress),
     )
-    found = {each.name: nearest(each, each.describe(pictures), trained) for each in measures}
+    found = {each.name: nearest(each, each.describe(drawn.pictures), trained) for each in measures}
     counts = {split: sum(record["split"] == split for record in data.records) for split in SPLITS}
     return {
         "settings": {**asdict(options), **model.settings, "model": model.fingerprint, "judge": net.name},
         "data": {"pictures": len(data), "splits": counts, "fingerprint": data.fingerprint()},
         "quantile": QUANTILE,
-        "measures": {each.name: _figures(each, data, asked, found[each.name], trained) for each in measures},
-        "sheet": _most_similar(data, asked, pictures, found["pixels"], out, options.top),
+        "measures": {
+            each.name: _figures(each, data, drawn.asked, found[each.name], trained) for each in measures
+        },
+        "sheet": _most_similar(data, drawn, found["pixels"], out, options.top),
     }
 
 
@@ -294,14 +275,7 @@ def _rows(data: Pictures, split: str, count: int) -> np.ndarray:
     return np.array([a.index for a in choose(data.records, split, count, FIXED_SEED)], np.int64)
 
 
-def _most_similar(
-    data: Pictures,
-    asked: Sequence[Asked],
-    pictures: Sequence[np.ndarray],
-    found: Nearest,
-    out: Path,
-    top: int,
-) -> dict[str, Any] | None:
+def _most_similar(data: Pictures, drawn: Drawn, found: Nearest, out: Path, top: int) -> dict[str, Any] | None:
     """Write OUT/most-similar.png: the `top` pairs of the greatest similarity in pixels."""
     order = np.argsort(-found.similarity, kind="stable")[:top]
     if not len(order):
@@ -311,17 +285,15 @@ def _most_similar(
         record, value = data.records[found.row[i]], float(found.similarity[i])
         pairs.append(
             {
-                "prompt": asked[i].prompt,
-                "split": asked[i].split,
+                "prompt": drawn.asked[i].prompt,
+                "split": drawn.asked[i].split,
                 "similarity": value,
                 "nearest": record["key"],
             }
         )
         twin = Image.fromarray(data.rgb(int(found.row[i]), JUDGED_AT))
-        cells.append((f"{value:.4f}  {asked[i].prompt}", Image.fromarray(pictures[i]), twin))
-    heading = (
-        f"The {len(cells)} of {len(asked)} generated pictures most similar to a training picture (pixels)"
-    )
+        cells.append((f"{value:.4f}  {drawn.asked[i].prompt}", Image.fromarray(drawn.pictures[i]), twin))
+    heading = f"The {len(cells)} of {len(drawn.asked)} generated pictures most similar to a training picture (pixels)"
     save_pairs(cells, heading, out / "most-similar.png")
     return {"path": "most-similar.png", "measure": "pixels", "pairs": pairs}
 

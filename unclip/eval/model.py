@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -48,35 +48,46 @@ class Model:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
-    """What is asked, and how much of it.
+class Drawing:
+    """Which pictures are drawn; the same number and seed give the same prompts in every evaluation.
 
     Attributes:
-        prompts: pictures to draw, over all splits; 0 leaves that part out.
+        prompts: pictures to draw, over all splits. size: their side in pixels.
+    """
+
+    LEAST: ClassVar[dict[str, int]] = {"prompts": 1, "seed": 0, "size": 1, "batch_size": 1}
+
+    prompts: int = 200
+    seed: int = 0
+    size: int = 256
+    batch_size: int = 8
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        for name, least in self.LEAST.items():
+            if getattr(self, name) < least:
+                raise UserError(f"{name} must be at least {least}, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(Drawing):
+    """What is asked of an emoji model, and how much of it; no `prompts` leave that part out.
+
+    Attributes:
         queries: captions of each split for retrieval; prior_queries: embeddings of each split made by the
         prior.
-        size: side in pixels of the pictures drawn.
         grid: pictures of each split in its grid: the first of the seeded list, good or bad.
         varied: seen prompts that are drawn from other seeds too, to see how varied their pictures are.
     """
 
-    prompts: int = 200
-    seed: int = 0
+    LEAST: ClassVar[dict[str, int]] = {
+        **Drawing.LEAST, "prompts": 0, "queries": 1, "prior_queries": 1, "grid": 0, "varied": 0
+    }  # fmt: skip
+
     queries: int = 1000
     prior_queries: int = 200
-    size: int = 256
-    batch_size: int = 8
     grid: int = 24
     varied: int = 10
-    progress: bool = True
-
-    def __post_init__(self) -> None:
-        for name in ("queries", "prior_queries", "size", "batch_size"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("prompts", "seed", "grid", "varied"):
-            if getattr(self, name) < 0:
-                raise UserError(f"{name} must not be negative, got {getattr(self, name)}")
 
 
 def real_embeds(data: Pictures, model: Model, cache: Path, progress: bool = True) -> Tensor:

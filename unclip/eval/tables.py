@@ -47,7 +47,8 @@ def report_tables(report: Mapping[str, Any]) -> list[Table]:
     if "generated" in report:
         tables += [_generated(judge, figures) for judge, figures in report["generated"].items()]
         tables += [_pixels(report["pixels"])] if report["pixels"] else []
-        tables += [_as_a_set(report)] if report["cmmd"] else []
+        as_a_set = _as_a_set(report)
+        tables += [as_a_set] if as_a_set.rows else []
     return tables
 
 
@@ -186,29 +187,33 @@ def _pixels(part: Mapping[str, Any]) -> Table:
 
 
 def _as_a_set(report: Mapping[str, Any]) -> Table:
-    rows = []
+    both = ("generated", "real")
+    rows: list[tuple[str, ...]] = []
     for judge, figures in report["generated"].items():
-        if "frechet" in figures:
-            distance = figures["frechet"]
+        if distance := figures.get("frechet"):
             name = f"FD-{judge} to all {distance['gallery']} real pictures"
-            rows.append((name, *(f"{distance[row]:.1f}" for row in ("generated", "real"))))
-            for measure in ("precision", "recall"):
-                cells = (percent(figures[measure][row]) for row in ("generated", "real"))
-                rows.append((f"{measure}, {judge}", *cells))
-    cells = (f"{report['cmmd'][row]:.2f}" for row in ("generated", "real"))
-    rows.append(("CMMD of this model's own CLIP", *cells))
+            rows.append((name, str(distance["n"]), *(f"{distance[row]:.1f}" for row in both)))
+        for measure in ("precision", "recall"):
+            if share := figures.get(measure):
+                cells = (percent(share[row]) for row in both)
+                rows.append((f"{measure}, {judge}", str(share["real"]["n"]), *cells))
+    if found := report["cmmd"]:
+        name = "CMMD of this model's own CLIP"
+        rows.append((name, str(found["n"]), *(f"{found[row]:.2f}" for row in both)))
     if spread := report["diversity"]:
-        between = number(spread["between"]) if "between" in spread else "–"
-        rows.append((f"diversity: {spread['seeds']} seeds of a prompt", number(spread["within"]), "–"))
-        rows.append(("diversity: different prompts", between, "–"))
+        within, seeds = spread["within"], spread["seeds"]
+        rows.append((f"diversity: {seeds} seeds of a prompt", str(within["n"]), number(within), "–"))
+        if "between" in spread:
+            rows.append(("diversity: different prompts", str(within["n"]), number(spread["between"]), "–"))
     return Table(
-        f"The {report['cmmd']['n']} generated pictures as a set",
-        ("measure", "generated", "real"),
+        "The pictures as a set",
+        ("measure", "n", "generated", "real"),
         tuple(rows),
-        "Real: for the distance to all, the asked pictures; else as many others, drawn at random. Few pictures bias "
-        "the Fréchet distance upwards: compare it with that of as many real ones. Precision: share of generated "
-        "pictures among the asked real ones, within reach of their 3rd neighbours; recall: the reverse. CMMD to the "
-        "asked pictures; its CLIP also guided the drawing. Diversity: mean cosine distance of features.",
+        "Real: for the distance to all, the asked pictures; else as many further ones of the same splits, drawn in the "
+        "same way (splits with too few left are out of both). Few pictures bias the Fréchet distance upwards: compare "
+        "it with that of as many real ones. Precision: share of generated pictures among the asked real ones, within "
+        "reach of their 3rd neighbours; recall: the reverse. CMMD to the asked pictures; its CLIP also guided the "
+        "drawing. Diversity: mean cosine distance of features, n prompts.",
     )
 
 
