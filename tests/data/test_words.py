@@ -100,6 +100,42 @@ def test_understood(lexicon: Lexicon, prompt: str, text: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("prompt", "text"),
+    [
+        ("an android", "an android"),
+        ("a plastic toy", "a plastic toy"),
+        ("a 3D toy", "a 3D toy"),
+        ("a dog and a clay figure", "a dog and a clay figure"),
+        ("a pictogram of a dog", "a dog, silhouette"),
+        ("a dog as a pictogram", "a dog, silhouette"),
+        ("a dog (clay figure)", "a dog, 3D"),
+        ("a dog, plastic toy", "a dog, 3D"),
+        ("a dog drawn like a clay figure", "a dog, 3D"),
+        ("make a wish", "make a wish"),
+        ("make me a dog", "a dog"),
+        ("a gaol", "a gaol"),  # its other spelling is no caption's word, and "goal" is another word
+        ("a rat and a gat", "a rat and a gat"),  # a hole in Dutch
+        ("gat", "hole"),
+    ],
+)
+def test_what_is_to_be_seen_is_not_taken_for_how(prompt: str, text: str) -> None:
+    lexicon = Lexicon(
+        dict.fromkeys("a an and dog rat toy figure goal hole of wish 3d silhouette".split(), 9),
+        languages={"nl": {"gat": "hole"}},
+        spellings={"gaol": "jail", "jail": "gaol"},
+        styles={
+            "3d": "3D",
+            "3d toy": "3D",
+            "plastic toy": "3D",
+            "clay figure": "3D",
+            "pictogram": "silhouette",
+        },
+        style_words=frozenset(["3d", "silhouette"]),
+    )
+    assert lexicon.understand(prompt).text == text
+
+
+@pytest.mark.parametrize(
     "prompt",
     [
         "a dog on the moon",  # nothing to mend

@@ -22,7 +22,7 @@ _ASK = r"(?:draw|make|show|paint|create|generate|give|sketch|render|design|do|ge
 _REQUEST = re.compile(
     r"^\W*(?:(?:hi|hello|hey)\b\W*)?(?:please\W+)?(?:"
     rf"(?:can|could|would|will)\s+(?:you|i|we)\s+(?:please\s+)?(?:{_ASK}|have|see){_ME}|"
-    rf"{_ASK}\s+(?:me|us)|(?:draw|paint|sketch|generate|create|show|make)(?=\s+(?:an?|the|some)\s)|"
+    rf"{_ASK}\s+(?:me|us)|(?:draw|paint|sketch|generate|create)(?=\s+(?:an?|the|some)\s)|"
     r"(?:i|we)(?:['’]d|\s+would)?\s+(?:really\s+)?(?:like|love|want|need|wish\s+for)"
     rf"(?:\s+you)?(?:\s+to\s+(?:see|have|get|{_ASK}))?{_ME}|"
     rf"let(?:['’]s|\s+me)\s+(?:see|have|{_ASK})|i\s+am\s+looking\s+for|i['’]m\s+looking\s+for|how\s+about"
@@ -34,6 +34,10 @@ _PICTURE_OF = re.compile(
     r"(?:picture|image|photo|drawing|illustration|emoji|icon|painting|sketch)s?\s+"
     r"(?:of|with|showing|that\s+shows)\s+(?=\w)",
     re.IGNORECASE,
+)
+# What no description ends with: what follows is its noun.
+UNFINISHED = re.compile(
+    r"\b(?:an?|the|some|of|on|in|at|by|to|for|from|with|and|or|my|your|his|her)\W*$", re.IGNORECASE
 )
 _THANKS = re.compile(r"(?:[,.!?]?\s+(?:please|thanks|thank\s+you|for\s+me))+[\s.!?]*$", re.IGNORECASE)
 
@@ -78,15 +82,19 @@ def strip_request(text: str) -> str:
 
 
 def style_patterns(styles: Mapping[str, str]) -> tuple[re.Pattern[str] | None, re.Pattern[str] | None]:
-    """For "…, like a 3D toy" at the end and "a 3D render of …" at the start; `otherwise`: not as captions say it."""
+    """For "…, like a 3D toy" at the end and "a 3D render of …" at the start.
+
+    Groups: `rest`, `style`; `otherwise`, if it is not said as captions say it; in the first, one of `otherwise`,
+    `joint` and `bracket` where it is said apart from the rest, not as if it were its noun ("an android").
+    """
     if not styles:
         return None, None
     names = "|".join(re.escape(name).replace(r"\ ", r"\s+") for name in sorted(styles, key=len, reverse=True))
-    how = r"(?:that\s+)?(?:(?:looks?|looking|drawn|made|done|rendered|painted|designed)\s+)?"
+    how = r"(?:that\s+)?(?:looks?|looking|drawn|made|done|rendered|painted|designed)\s+"
     end = re.compile(
-        rf"(?P<rest>.*?\w)\W*\s{how}"
+        rf"(?P<rest>.*?\w)\W*\s(?:{how})?"
         r"(?:(?P<otherwise>(?:just\s+)?like\s+(?:an?\s+|the\s+)?|in\s+the\s+style\s+of\s+(?:an?\s+|the\s+)?|in\s+)"
-        rf"|as\s+(?:an?\s+)?|(?<=,\s)(?:an?\s+)?|)\(?(?P<style>{names})"
+        rf"|(?P<joint>as\s+(?:an?\s+)?|(?<=,\s)(?:an?\s+)?)|)(?P<bracket>\()?(?P<style>{names})"
         r"(?:\s+(?:style|emoji|look|picture|icon|drawing|version|toy)s?)?\W*$",
         re.IGNORECASE,
     )

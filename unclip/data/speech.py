@@ -26,7 +26,7 @@ SPELLINGS: tuple[tuple[str, str], ...] = tuple(
 
 # Style -> how else a person may name it; a style's own words are those of `captions`.
 STYLE_PHRASES: dict[str, tuple[str, ...]] = {
-    "noto": ("google emoji", "google", "google style", "android emoji", "android"),
+    "noto": ("google emoji", "google style", "android emoji"),
     "3D": (
         "3-d", "3 d", "three dimensional", "3d toy", "toy in 3d", "3d render", "3d rendering", "3d model",
         "3d object", "3d figure", "3d graphics", "3d cartoon", "clay figure", "plastic toy",
@@ -34,7 +34,7 @@ STYLE_PHRASES: dict[str, tuple[str, ...]] = {
     "flat": ("flat art", "flat colours", "flat colors", "flat graphics", "vector art",
              "flat illustration", "2d"),
     "glossy": ("shiny gradient", "glossy plastic", "gradients"),
-    "twemoji": ("twitter style", "tweet emoji", "discord emoji", "discord"),
+    "twemoji": ("twitter style", "tweet emoji", "discord emoji"),
     "blob": ("classic blob", "blobby", "blobby emoji", "old google emoji", "old android emoji", "classic android",
              "google blob", "classic blob emoji", "blobs"),
     "emojione": ("joypixels",),

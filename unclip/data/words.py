@@ -16,6 +16,7 @@ that the captions use. `unclip.data.lexicon` makes the file.
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import re
 import zlib
@@ -25,8 +26,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from unclip.data.concepts import COLOURS
-from unclip.data.phrases import Word, joined_letters, strip_request, style_patterns, tidy, words_of
-from unclip.data.spelling import correct, damerau, plural, singular
+from unclip.data.phrases import (
+    UNFINISHED,
+    Word,
+    joined_letters,
+    strip_request,
+    style_patterns,
+    tidy,
+    words_of,
+)
+from unclip.data.spelling import SHORTEST, correct, damerau, plural, singular
 from unclip.errors import UserError
 from unclip.files import atomic_path
 
@@ -132,11 +141,19 @@ class Lexicon:
             if found is None:
                 continue
             said = " ".join(found["style"].lower().split())
+            if pattern is self._style_end and not self._is_style(said, found):
+                continue
             like_captions = not found["otherwise"] or re.search(r"\bstyle\W*$", text, re.IGNORECASE)
             if said not in self.style_words or not like_captions:
                 rest, style = found["rest"].rstrip(" ,."), self.styles[said]
                 return rest if rest.endswith(f", {style}") else f"{rest}, {style}"
         return text
+
+    def _is_style(self, said: str, found: re.Match[str]) -> bool:
+        """Whether words at the end name a style, and are not what is to be seen: "a plastic toy", "a dog on google"."""
+        apart = found["otherwise"] or found["joint"] is not None or found["bracket"]
+        by_name = not {*said.split(), said}.isdisjoint({*self.style_words, "emoji", "style"})
+        return bool(apart or by_name) and not UNFINISHED.search(found["rest"])
 
     def _translate(self, text: str, known: Collection[str]) -> tuple[str, str | None, list[str]]:
         """English for the phrases of the one other language that explains most -> text, language, words left out."""
@@ -151,7 +168,7 @@ class Lexicon:
                 continue
             matches = self._matches(language, keys, foreign)
             strong = [i for m in matches for i in range(m.first, m.last) if not m.helper and foreign[i]]
-            certain = sum(not self.knows(words[i].key, known) for i in strong)
+            certain = sum(self._certain(words[i].key, known) for i in strong)
             covered = sum(m.last - m.first for m in matches)
             if (
                 strong
@@ -162,6 +179,10 @@ class Lexicon:
         if best is None:
             return text, None, []
         return self._in_english(text, words, best[2], known, best[1])
+
+    def _certain(self, word: str, known: Collection[str]) -> bool:
+        """Whether a word is no English one; a short word may be anything."""
+        return not self.knows(word, known) and (len(word) >= SHORTEST or not word.isascii())
 
     def _phrases_in(self, words: list[str]) -> list[tuple[int, int, str]]:
         """(first, last, phrase) of all runs of words that some phrase may be."""
@@ -231,7 +252,7 @@ class Lexicon:
         # Two spellings are one word: the captions' usual one stands for the other.
         if other is not None and self.words.get(other, 0) > 10 * (count or 0):
             return other
-        if count is not None:
+        if count is not None or other is not None:
             return typed
         if "-" in word:
             pairs = zip(word.split("-"), typed.split("-"), strict=True)
@@ -243,8 +264,16 @@ class Lexicon:
 
     # ---- the file ---------------------------------------------------------------------------------------------
 
+    def fingerprint(self) -> str:
+        """Of all that it knows; 16 hexadecimal digits."""
+        return hashlib.sha256(self._content()).hexdigest()[:16]
+
     def save(self, path: str | Path) -> None:
         """Write one file, whole or not at all; the same lexicon gives the same bytes."""
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(gzip.compress(self._content(), mtime=0))
+
+    def _content(self) -> bytes:
         subjects = sorted({english for table in self.languages.values() for english in table.values()})
         languages = {}
         for code, table in self.languages.items():
@@ -263,9 +292,7 @@ class Lexicon:
             "style_words": sorted(self.style_words),
             "keep": sorted(self.keep),
         }
-        text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
-        with atomic_path(path) as temporary:
-            temporary.write_bytes(gzip.compress(text.encode(), mtime=0))
+        return json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
 
     @classmethod
     def load(cls, path: str | Path) -> Lexicon:

@@ -189,8 +189,9 @@ def table(
         "Plain words",
         ("prompts", "n", "exact", "top-1 as typed", "top-1", "top-5 as typed", "top-5", "keywords"),
         tuple(rows),
-        "Exact: understood as the caption it stands for, capitals aside. Top-k: CLIP finds the subject among one "
-        "picture of each subject, with the prompt as typed and as understood. The names in other languages are in "
+        "Exact: understood as the caption it stands for, capitals aside; the sentences were written by whoever wrote "
+        "the rules, and the mistyped words are among those that the lexicon has. Top-k: CLIP finds the subject among "
+        "one picture of each subject, with the prompt as typed and as understood. The names in other languages are in "
         "the lexicon, so those rows measure the mechanism and say nothing of other words; keywords, which are not "
         "in it, do: the share of a language's keywords that is understood at all. In brackets: 95 % bootstrap "
         "intervals.",
