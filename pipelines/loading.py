@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import unclip
+from unclip.data.words import LEXICON_FILE
 from unclip.errors import UserError
 
 EMBEDDED = Path(unclip.__file__).parent / "weights" / "emoji"
@@ -38,6 +39,28 @@ def locate(model: str | Path | None) -> str:
     if isinstance(model, Path) or name.startswith((".", "/", "~")) or name.count("/") != 1:
         raise UserError(f"no model folder at {name}: give a folder with a {INDEX}, or a hub id (owner/name)")
     return name
+
+
+def find_lexicon(source: str, **hub: Any) -> Path | None:
+    """The lexicon of plain words of a model that `locate` found; None if it has none.
+
+    Args:
+        hub: arguments of `from_pretrained`, of which those say where and how a hub repository is fetched.
+    """
+    folder = Path(source)
+    if folder.is_dir():
+        path = folder.resolve() / LEXICON_FILE  # wherever the program goes before it is read
+        return path if path.is_file() else None
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    given = {
+        name: hub[name] for name in ("cache_dir", "local_files_only", "revision", "token") if name in hub
+    }
+    try:
+        return Path(hf_hub_download(source, LEXICON_FILE, **given))
+    except (EntryNotFoundError, OSError):  # there is no such file, or no way to it
+        return None
 
 
 def choose_device(name: str | None) -> str:

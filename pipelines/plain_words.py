@@ -14,13 +14,16 @@ from unclip.clip.tokenize import FileTokenizer
 from unclip.data.words import LEXICON_FILE, Lexicon, Understood
 from unclip.errors import UserError
 
+from .loading import find_lexicon
+
 
 class PlainWords(DiffusionPipeline):
     """What a pipeline needs to understand plain words; the lexicon is read when it is first asked for."""
 
     clip: FrozenCLIP
     _lexicon: Lexicon | None = None
-    _looked = False  # for the file of the folder that the pipeline was loaded from
+    _lexicon_file: Path | None = None
+    _looked = False  # for the lexicon's file
     _clip_words: frozenset[str] | None = None
 
     @property
@@ -31,12 +34,10 @@ class PlainWords(DiffusionPipeline):
             UserError: its file is damaged.
         """
         if not self._looked:
-            folder: str | None = getattr(
-                self.config, "_name_or_path", None
-            )  # diffusers' note of where it was loaded
-            if folder and (path := Path(folder) / LEXICON_FILE).is_file():
-                self._lexicon = Lexicon.load(path)
-            self._looked = True
+            path = self._lexicon_file
+            if path is None and (source := getattr(self.config, "_name_or_path", None)):
+                path = find_lexicon(source)  # loaded by diffusers' own loader
+            self._lexicon, self._looked = None if path is None else Lexicon.load(path), True
         return self._lexicon
 
     @lexicon.setter

@@ -23,7 +23,7 @@ from unclip.errors import UserError
 from unclip.models import Decoder, DiffusionPrior, Upsampler
 
 from .inputs import Request, Settings, check_request, choose_size
-from .loading import locate
+from .loading import find_lexicon, locate
 from .pictures import to_output
 from .plain_words import PlainWords
 from .stages import (
@@ -166,7 +166,7 @@ class UnCLIPTextToImagePipeline(PlainWords):
         """
         source = locate(pretrained_model_name_or_path)
         try:
-            return super().from_pretrained(source, **kwargs)
+            pipe: UnCLIPTextToImagePipeline = super().from_pretrained(source, **kwargs)
         except UserError:
             raise
         except (
@@ -179,6 +179,8 @@ class UnCLIPTextToImagePipeline(PlainWords):
         ) as error:  # what diffusers and the hub raise for a bad model
             reason = " ".join(str(error).split())
             raise UserError(f"cannot load the model {source}: {reason:.300}") from error
+        pipe._lexicon_file = find_lexicon(source, **kwargs)
+        return pipe
 
     @property
     def _base_size(self) -> int:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from huggingface_hub.errors import EntryNotFoundError
 from torch.testing import assert_close
 
 from unclip.cli import main
@@ -14,6 +15,7 @@ from unclip.data.words import LEXICON_FILE, Lexicon
 from unclip.errors import UserError
 from unclip.pipelines import UnCLIPTextToImagePipeline
 from unclip.pipelines.assemble import assemble
+from unclip.pipelines.loading import find_lexicon
 from unclip.pipelines.plain_words import whole_words
 
 LEXICON = Lexicon(
@@ -56,7 +58,24 @@ def test_words_of_clip_are_no_typing_errors(tiny_pipeline: UnCLIPTextToImagePipe
     assert texts == ["heart", "heat", "heat"]
 
 
-def test_lexicon_lies_with_the_model(tiny_model: Path, tmp_path: Path) -> None:
+def test_the_lexicon_of_a_hub_repository_is_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def download(repository: str, name: str, **given: object) -> str:
+        asked.append((repository, name, given))
+        if repository == "some/without":
+            raise EntryNotFoundError("no such file")
+        return str(tmp_path / name)
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    assert find_lexicon("some/model", revision="v1", torch_dtype=None) == tmp_path / LEXICON_FILE
+    assert asked == [("some/model", LEXICON_FILE, {"revision": "v1"})]
+    assert find_lexicon("some/without") is None
+
+
+def test_lexicon_lies_with_the_model(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pipe = UnCLIPTextToImagePipeline.from_pretrained(tiny_model)
     assert pipe.lexicon is None
     assert [each.text for each in pipe.understand(["manzana"])] == ["manzana"]
@@ -64,9 +83,12 @@ def test_lexicon_lies_with_the_model(tiny_model: Path, tmp_path: Path) -> None:
     pipe = UnCLIPTextToImagePipeline.from_pretrained(tiny_model)
     assert pipe.lexicon == LEXICON
     pipe.save_pretrained(tmp_path / "copy")
-    assert (
-        DiffusionPipeline.from_pretrained(tmp_path / "copy").lexicon == LEXICON
-    )  # by diffusers' own loader, too
+    monkeypatch.chdir(tmp_path)
+    again = UnCLIPTextToImagePipeline.from_pretrained("copy")
+    monkeypatch.chdir(tiny_model)  # it is read when it is first needed
+    assert again.lexicon == LEXICON
+    # By diffusers' own loader, too.
+    assert DiffusionPipeline.from_pretrained(tmp_path / "copy").lexicon == LEXICON
 
 
 def test_assembled_with_a_lexicon(tiny_model: Path, tmp_path: Path) -> None:
