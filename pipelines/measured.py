@@ -40,6 +40,8 @@ def as_model(pipe: UnCLIPTextToImagePipeline, size: int, given: dict[str, Any]) 
     """A pipeline as evaluation sees it; `given` overrides the model's own settings where it is not None."""
     pipe.set_progress_bar_config(disable=True)
     settings = pipe.settings(**given)
+    config: Any = pipe.config
+    lexicon = pipe.lexicon.fingerprint() if pipe.lexicon and config.plain_words else None
 
     def generators(seeds: Sequence[int]) -> list[torch.Generator]:
         return [torch.Generator().manual_seed(seed) for seed in seeds]
@@ -53,7 +55,7 @@ def as_model(pipe: UnCLIPTextToImagePipeline, size: int, given: dict[str, Any]) 
         return sample_prior(
             pipe.prior,
             pipe.prior_scheduler,
-            pipe.clip.encode_text(list(prompts)),
+            pipe.clip.encode_text(pipe.in_plain_words(list(prompts), None)),
             pipe.clip.encode_text([""]),
             image_seeds(generators(seeds), len(prompts), 1),
             num_inference_steps=settings.prior_num_inference_steps,
@@ -72,7 +74,7 @@ def as_model(pipe: UnCLIPTextToImagePipeline, size: int, given: dict[str, Any]) 
         generate=generate,
         fingerprint=_fingerprint(pipe),
         clip_fingerprint=pipe.clip.fingerprint(),
-        settings=asdict(settings),
+        settings={**asdict(settings), "lexicon": lexicon},
     )
 
 

@@ -6,7 +6,9 @@ import json
 import subprocess
 import sys
 
-from unclip.clip.tokenize import keep_pieces, make_word_pieces
+from tokenizers import Tokenizer
+
+from unclip.clip.tokenize import keep_pieces, make_word_pieces, with_plain_marks
 
 CAPTIONS = ["a red apple", "two red apples, 3D", "a dog on a rug"]
 
@@ -38,6 +40,19 @@ def test_kept_pieces_mean_what_they_meant() -> None:
         assert encoding.tokens == whole.encode(text).tokens
         assert [ids[n] for n in encoding.ids] == whole.encode(text).ids
     assert kept.encode("a gear").tokens == ["[CLS]", "a", "[UNK]", "[SEP]"]
+
+
+def test_typographic_marks_are_read_as_plain_ones() -> None:
+    plain = make_word_pieces([*CAPTIONS, 'a dog\'s "hat" - x...'])
+    typed = 'a dog\'s "hat" - x...'
+    expected = plain.encode(typed).tokens
+    marks = with_plain_marks(make_word_pieces([*CAPTIONS, typed]))
+    assert marks.encode("a dog’s “hat” – x…").tokens == expected
+    assert "[UNK]" in plain.encode("a dog’s “hat” – x…").tokens
+    # Places are those of the text as typed: what is cut off is shown from there.
+    assert marks.encode("a dog’s “hat” – x…").offsets[-2] == (17, 18)
+    again = Tokenizer.from_str(marks.to_str())
+    assert again.encode("a dog’s “hat” – x…").tokens == expected
 
 
 def test_vocabulary_is_cut_at_the_rarest_words() -> None:

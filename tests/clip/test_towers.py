@@ -34,6 +34,8 @@ def test_pretrained_towers_load_when_their_packages_are_there():
     tokenizer, rows = towers._minilm_pieces()
     assert tokenizer.get_vocab_size() == towers.MINILM_CONFIG["vocab_size"] == len(rows)
     assert tokenizer.encode("A café, 3D").tokens[:6] == ["[CLS]", "a", "cafe", ",", "3d", "[SEP]"]
+    phone = towers.minilm_tokenizer().encode("a woman’s “red” hat – big…")
+    assert phone.ids == tokenizer.encode('a woman\'s "red" hat - big...').ids
     words = towers.package_weights(towers.MINILM_PACKAGE, "model/model.safetensors")
     apple = tokenizer.token_to_id("apple")
     row = model.text.transformer.embeddings.word_embeddings.weight[apple]

@@ -22,6 +22,9 @@ from unclip.errors import UserError
 from unclip.files import atomic_path
 
 TOKENIZER_FILE = "tokenizer.json"
+_PLAIN_MARKS = (
+    dict.fromkeys("‘’ʼ`´", "'") | dict.fromkeys("“”„«»", '"') | dict.fromkeys("‐‑–—−", "-") | {"…": "..."}
+)
 
 
 class Tokens(NamedTuple):
@@ -156,6 +159,13 @@ def keep_pieces(tokenizer: Tokenizer, keep: Callable[[str], bool]) -> tuple[Toke
     for token in plan["post_processor"]["special_tokens"].values():
         token["ids"] = [renumbered[old] for old in token["ids"]]
     return Tokenizer.from_str(json.dumps(plan)), ids
+
+
+def with_plain_marks(tokenizer: Tokenizer) -> Tokenizer:
+    """The tokenizer, changed in place: it reads typographic marks (’ “ ” – …), which phones type, as a keyboard's."""
+    first = [normalizers.Replace(mark, plain) for mark, plain in _PLAIN_MARKS.items()]
+    tokenizer.normalizer = normalizers.Sequence([*first, tokenizer.normalizer])
+    return tokenizer
 
 
 def _pad(rows: Sequence[Sequence[int]], length: int, pad_id: int) -> tuple[Tensor, Tensor]:

