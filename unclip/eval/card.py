@@ -213,7 +213,7 @@ language: en
 # unCLIP emoji
 
 A small text-to-image model after unCLIP (Ramesh et al. 2022): a CLIP, a diffusion prior, a decoder and
-upsamplers, trained from openly licensed emoji art in {hours:.1f} hours on {facts.hardware}. It draws
+upsamplers, trained from openly licensed emoji art in runs of {hours:.1f} hours in all on {facts.hardware}. It draws
 emoji-like pictures of everyday subjects in these styles: {styles}. It shows how unCLIP works and runs on a
 CPU; it is no match for large models."""
 
