@@ -31,7 +31,7 @@ STYLE_PHRASES: dict[str, tuple[str, ...]] = {
         "3-d", "3 d", "three dimensional", "3d toy", "toy in 3d", "3d render", "3d rendering", "3d model",
         "3d object", "3d figure", "3d graphics", "3d cartoon", "clay figure", "plastic toy",
     ),
-    "flat": ("flat art", "flat colours", "flat colors", "flat graphics", "vector art",
+    "flat": ("flat art", "flat vector art", "flat colours", "flat colors", "flat graphics", "vector art",
              "flat illustration", "2d"),
     "glossy": ("shiny gradient", "glossy plastic", "gradients"),
     "twemoji": ("twitter style", "tweet emoji", "discord emoji"),
