@@ -52,10 +52,12 @@ def as_model(pipe: UnCLIPTextToImagePipeline, size: int, given: dict[str, Any]) 
 
     @torch.no_grad()
     def make_embeds(prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
+        # As a call of the pipeline reads them.
+        texts = [each.text for each in pipe.understand(prompts)] if lexicon else list(prompts)
         return sample_prior(
             pipe.prior,
             pipe.prior_scheduler,
-            pipe.clip.encode_text(pipe.in_plain_words(list(prompts), None)),
+            pipe.clip.encode_text(texts),
             pipe.clip.encode_text([""]),
             image_seeds(generators(seeds), len(prompts), 1),
             num_inference_steps=settings.prior_num_inference_steps,
