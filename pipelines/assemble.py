@@ -15,9 +15,10 @@ from unclip.data.words import Lexicon
 from unclip.errors import UserError
 from unclip.files import atomic_dir
 from unclip.models import Decoder, DiffusionPrior, Upsampler, warn_of_another_clip
+from unclip.models.saved import load_network
 
 from .inputs import Settings
-from .loading import INDEX, check_network_folder
+from .loading import INDEX
 from .text_to_image import UnCLIPTextToImagePipeline
 
 
@@ -57,11 +58,11 @@ def assemble(
         raise UserError("upsampler_1024 enlarges what upsampler_256 makes: give that one too")
     words = None if lexicon is None else Lexicon.load(lexicon)
     parts: dict[str, Any] = {
-        "clip": _load(FrozenCLIP, clip),
-        "prior": _load(DiffusionPrior, prior),
-        "decoder": _load(Decoder, decoder),
-        "upsampler_256": None if upsampler_256 is None else _load(Upsampler, upsampler_256),
-        "upsampler_1024": None if upsampler_1024 is None else _load(Upsampler, upsampler_1024),
+        "clip": load_network(FrozenCLIP, clip),
+        "prior": load_network(DiffusionPrior, prior),
+        "decoder": load_network(Decoder, decoder),
+        "upsampler_256": None if upsampler_256 is None else load_network(Upsampler, upsampler_256),
+        "upsampler_1024": None if upsampler_1024 is None else load_network(Upsampler, upsampler_1024),
     }
     _check_fit(parts["clip"], parts["prior"], parts["decoder"])
     for name, network in list(parts.items()):
@@ -98,27 +99,6 @@ def round_matrices(module: nn.Module, dtype: torch.dtype) -> None:
     for tensor in (*module.parameters(), *module.buffers()):
         if tensor.ndim >= 2:
             tensor.data = tensor.data.to(dtype)
-
-
-def _load(kind: Any, run: str | Path) -> Any:
-    folder = Path(run)
-    folder = folder / "model" if (folder / "model").is_dir() else folder
-    check_network_folder(folder, kind.__name__)
-    try:
-        network = kind.from_pretrained(folder).float()
-        network.register_to_config(_name_or_path="")  # else a model tells everybody where it was made
-        return network
-    except UserError:
-        raise
-    except (
-        OSError,
-        ValueError,
-        RuntimeError,
-        TypeError,
-        KeyError,
-    ) as error:  # of diffusers, for a bad network
-        reason = " ".join(str(error).split())
-        raise UserError(f"cannot load the {kind.__name__} in {folder}: {reason:.300}") from error
 
 
 def _check_fit(clip: FrozenCLIP, prior: DiffusionPrior, decoder: Decoder) -> None:

@@ -11,9 +11,10 @@ from typing import Any
 
 import unclip
 from unclip.errors import UserError
+from unclip.models.saved import tensors
 
 from .inputs import Settings
-from .loading import components, locate, read_index, tensors
+from .loading import components, locate, read_index
 
 VERSIONS_OF = ("torch", "diffusers", "transformers", "open_clip_torch", "safetensors", "accelerate")
 

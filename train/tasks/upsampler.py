@@ -3,6 +3,8 @@
 The low-resolution picture is the area mean of the high one, then blurred and noised: as at sampling time it is not
 the true one but what the stage before made. `noise_level` is an upper bound that the network is told: the blur and
 the noise are drawn between nothing and that level, so a picture cleaner than its level says is no surprise either.
+Where that stage is an upsampler itself (`before`), a share of the small pictures is what it makes of still smaller
+ones: its own softness and mistakes, at any level.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from unclip.data.render import render_svg, require_renderer
 from unclip.diffusion import Denoiser, FlowSchedule, SimpleLoss, add_noise, denoise, initial_noise
 from unclip.errors import UserError
 from unclip.models import Upsampler
+from unclip.models.saved import load_network
 
 from ..config import TrainConfig
 from ..pictures import grid, load_thumbnails, random_background, to_pixels, to_uint8
@@ -38,6 +41,9 @@ class UpsamplerOptions:
     crop: int = 128  # side of the high-resolution crop, pixels
     crops_per_picture: int = 2  # crops of one picture in a batch: decoding is shared
     background_share: float = 0.3  # a random background instead of white
+    before: str | None = None  # folder of the upsampler whose pictures this one is to enlarge
+    before_share: float = 0.5  # small pictures that are made by it
+    before_steps: int = 8
     clean_share: float = 0.25  # noise level 0; the others get a uniform one
     max_blur: float = 1.0  # sigma at noise level 1, in low-resolution pixels
     max_noise: float = 0.1  # standard deviation at noise level 1, pixels lying in [-1, 1]
@@ -65,6 +71,7 @@ class UpsamplerTask(Task):
             raise UserError(
                 f"task.crop: expected a multiple of {factor} up to {self.resolution}, got {self.options.crop}"
             )
+        self.before = self._load_before()
         self.pictures = load_pictures(config)
         count = min(config.limit or len(self.pictures), len(self.pictures))
         usable = np.array([self.can_crop(i) for i in range(count)], dtype=bool)
@@ -81,6 +88,17 @@ class UpsamplerTask(Task):
     @classmethod
     def network(cls) -> type[nn.Module]:
         return Upsampler
+
+    def _load_before(self) -> Upsampler | None:
+        if self.options.before is None:
+            return None
+        before: Upsampler = load_network(Upsampler, self.options.before).eval()
+        whole = self.config.model["factor"] * before.factor
+        if self.options.crop % whole:
+            raise UserError(
+                f"task.crop: expected a multiple of {whole} with task.before, got {self.options.crop}"
+            )
+        return before
 
     def can_crop(self, index: int) -> bool:
         """Whether crops can be taken from a picture."""
@@ -118,7 +136,7 @@ class UpsamplerTask(Task):
         level = np.where(rng.random(n) < self.options.clean_share, 0.0, rng.random(n)).astype(np.float32)
         return {
             "pictures": high.contiguous(),
-            "low_res": self._corrupt(self._low(high), level, rng),
+            "low_res": self._corrupt(self._made_before(self._low(high), rng), level, rng),
             "noise_level": torch.from_numpy(level),
         }
 
@@ -143,14 +161,8 @@ class UpsamplerTask(Task):
         x0 = to_pixels(high)
         low = self._low(high)
         generators = [torch.Generator(device).manual_seed(i) for i in range(len(x0))]
-        made = denoise(
-            Denoiser(model, self.schedule, "sample"),
-            FlowMatchEulerDiscreteScheduler(),
-            initial_noise(tuple(x0.shape), generators, device),
-            cond={"low_res": low, "noise_level": torch.zeros(len(x0), device=device)},
-            num_inference_steps=self.options.picture_steps,
-            clip_range=1.0,
-        )
+        noise = initial_noise(tuple(x0.shape), generators, device)
+        made = self._enlarge(model, low, noise, self.options.picture_steps)
         bicubic = F.interpolate(low, scale_factor=float(x0.shape[-1] // low.shape[-1]), mode="bicubic")
         nearest = F.interpolate(low, size=x0.shape[-2:])
         shown = torch.stack([to_uint8(nearest), to_uint8(bicubic), to_uint8(made), high], dim=1)
@@ -165,8 +177,9 @@ class UpsamplerTask(Task):
         return {"pictures": len(self.sampling.trained), "held_out": len(self.sampling.held_out)}
 
     def _place(self, index: int, rng: np.random.Generator) -> tuple[int, int]:
-        """Left and top of a crop around a visible point, aligned to low-resolution pixels."""
-        crop, factor = self.options.crop, self.config.model["factor"]
+        """Left and top of a crop around a visible point, aligned to the pixels of all smaller resolutions."""
+        crop = self.options.crop
+        factor = self.config.model["factor"] * (self.before.factor if self.before else 1)
         alpha = self.thumbnails[index, :, :, 3]
         visible = np.flatnonzero(alpha > 128)
         spot = int(rng.choice(visible)) if len(visible) else int(rng.integers(alpha.size))
@@ -186,6 +199,32 @@ class UpsamplerTask(Task):
     def _low(self, high: Tensor) -> Tensor:
         """[n, 3, c, c] uint8 -> area mean [n, 3, c/f, c/f] in [-1, 1]."""
         return down(to_pixels(high), self.config.model["factor"])
+
+    @torch.no_grad()
+    def _made_before(self, low: Tensor, rng: np.random.Generator) -> Tensor:
+        """A share of the small pictures as the stage before makes them of their area means."""
+        if self.before is None:
+            return low
+        chosen = torch.from_numpy(rng.random(len(low)) < self.options.before_share)
+        if not chosen.any():
+            return low
+        noise = torch.from_numpy(rng.standard_normal(low[chosen].shape, dtype=np.float32))
+        low = low.clone()
+        low[chosen] = self._enlarge(
+            self.before, down(low[chosen], self.before.factor), noise, self.options.before_steps
+        )
+        return low
+
+    def _enlarge(self, model: nn.Module, low: Tensor, noise: Tensor, steps: int) -> Tensor:
+        """Enlarged pictures [n, 3, H, W] of low ones, which are told to be undamaged, from noise [n, 3, H, W]."""
+        return denoise(
+            Denoiser(model, self.schedule, "sample"),
+            FlowMatchEulerDiscreteScheduler(),
+            noise,
+            cond={"low_res": low, "noise_level": low.new_zeros(len(low))},
+            num_inference_steps=steps,
+            clip_range=1.0,
+        )
 
     def _corrupt(self, low: Tensor, level: np.ndarray, rng: np.random.Generator) -> Tensor:
         """Blur and noise, each of a strength between nothing and what `level` [n] allows."""
