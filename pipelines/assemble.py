@@ -14,7 +14,7 @@ from unclip.clip import FrozenCLIP
 from unclip.data.words import Lexicon
 from unclip.errors import UserError
 from unclip.files import atomic_dir
-from unclip.models import Decoder, DiffusionPrior, Upsampler, warn_of_another_clip
+from unclip.models import PRIORS, Decoder, Prior, Upsampler, warn_of_another_clip
 from unclip.models.saved import load_network
 
 from .inputs import Settings
@@ -59,7 +59,7 @@ def assemble(
     words = None if lexicon is None else Lexicon.load(lexicon)
     parts: dict[str, Any] = {
         "clip": load_network(FrozenCLIP, clip),
-        "prior": load_network(DiffusionPrior, prior),
+        "prior": load_network(PRIORS, prior),
         "decoder": load_network(Decoder, decoder),
         "upsampler_256": None if upsampler_256 is None else load_network(Upsampler, upsampler_256),
         "upsampler_1024": None if upsampler_1024 is None else load_network(Upsampler, upsampler_1024),
@@ -101,7 +101,7 @@ def round_matrices(module: nn.Module, dtype: torch.dtype) -> None:
             tensor.data = tensor.data.to(dtype)
 
 
-def _check_fit(clip: FrozenCLIP, prior: DiffusionPrior, decoder: Decoder) -> None:
+def _check_fit(clip: FrozenCLIP, prior: Prior, decoder: Decoder) -> None:
     """Raise UserError where sizes differ, and warn where the networks seem to be trained on another CLIP."""
     networks: dict[str, Any] = {"prior": prior, "decoder": decoder}
     for name, network in networks.items():

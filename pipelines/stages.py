@@ -19,7 +19,7 @@ from torch import Tensor
 
 from unclip.clip import TextEncoding
 from unclip.diffusion import Denoiser, Guided, classifier_free, denoise, initial_noise, make_schedule
-from unclip.models import Decoder, DiffusionPrior, Upsampler
+from unclip.models import Decoder, Prior, Upsampler
 
 StepCallback = Callable[[int, Tensor, dict[str, Tensor]], "dict[str, Tensor] | None"]
 
@@ -95,7 +95,7 @@ def _guided(network: Any, scale: float, uncond: dict[str, Tensor]) -> Denoiser |
 
 
 def sample_prior(
-    prior: DiffusionPrior,
+    prior: Prior,
     scheduler: Any,
     text: TextEncoding,
     negative: TextEncoding,
@@ -120,8 +120,7 @@ def sample_prior(
     B, D, P, n = len(seeds), config.embed_dim, len(text.embeds), num_candidates
     text, negative = (cut(each, config.max_tokens) for each in (text, negative))
     cond, uncond = (prior.prefix(each.tokens, each.mask, each.embeds) for each in (text, negative))
-    length = max(cond["text_mask"].shape[1], uncond["text_mask"].shape[1])
-    cond, uncond = (cache.pad_to(length).repeat(n * B // len(cache["text_mask"])) for cache in (cond, uncond))
+    cond, uncond = (cache.for_rows(n * B) for cache in cond.aligned(uncond))
     generators = [seed.generator("prior", candidate) for seed in seeds for candidate in range(n)]
     z = denoise(
         _guided(prior, guidance_scale, uncond),

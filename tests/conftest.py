@@ -17,9 +17,11 @@ if TYPE_CHECKING:
     from torch import nn
 
     from unclip.clip import FrozenCLIP
+    from unclip.data import CaptionedImages
     from unclip.models import Decoder, DiffusionPrior, Upsampler
     from unclip.pipelines import UnCLIPTextToImagePipeline
 
+FIXTURE = Path(__file__).parent / "fixtures" / "emoji-fixture.tar"
 EMBED, TOKEN, CONTEXT = 12, 20, 16  # sizes of an embedding and a token state, tokens of the longest caption
 WORDS = [
     *"a red green blue apple pear house cat on the left of right , flat 3D noto style heart small".split()
@@ -165,3 +167,11 @@ def tiny_model(tiny_pipeline: UnCLIPTextToImagePipeline, tmp_path: Path) -> Path
     """The folder of a saved tiny pipeline."""
     tiny_pipeline.save_pretrained(tmp_path / "tiny")
     return tmp_path / "tiny"
+
+
+@pytest.fixture(scope="session")
+def real() -> CaptionedImages:
+    """The training samples of the fixture."""
+    from unclip.data import CaptionedImages
+
+    return CaptionedImages(FIXTURE)

@@ -7,6 +7,7 @@ line as `key=value`. A preset says only what differs from the defaults of `Train
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from unclip.errors import UserError
 
@@ -160,6 +161,34 @@ def prior_tiny() -> TrainConfig:
     )
 
 
+def prior_mlp_emoji() -> TrainConfig:
+    """Diffusion prior as an MLP on pooled captions.
+
+    unclip train prior-mlp --preset emoji --data DATA --output RUN cache=CACHE clip=CLIP
+    """
+    return TrainConfig(
+        stage="prior-mlp",
+        preset="emoji",
+        steps=16_000,
+        batch_size=256,
+        learning_rate=1.5e-3,
+        decay_fraction=0.5,
+        weight_decay=0.02,
+        betas=(0.9, 0.99),
+        log_every_steps=100,
+        validate_every_steps=2_000,
+        task={"time_skew": 3.0, "scenes": 24_000, "scene_share": 0.15},
+    )
+
+
+def prior_mlp_tiny() -> TrainConfig:
+    """MLP prior for tests: seconds on a CPU; random CLIP.
+
+    unclip train prior-mlp --preset tiny --data tests/fixtures/emoji-fixture.tar --output RUN
+    """
+    return replace(prior_tiny(), stage="prior-mlp", model={"width": 32, "hidden": 64, "condition": 16})
+
+
 def upsampler_256_emoji() -> TrainConfig:
     """Upsampler 64 -> 256, 1.1M parameters.
 
@@ -240,6 +269,8 @@ PRESETS: dict[tuple[str, str], Callable[[], TrainConfig]] = {
     ("prior", "tiny"): prior_tiny,
     ("decoder", "emoji"): decoder_emoji,
     ("decoder", "tiny"): decoder_tiny,
+    ("prior-mlp", "emoji"): prior_mlp_emoji,
+    ("prior-mlp", "tiny"): prior_mlp_tiny,
     ("upsampler-256", "emoji"): upsampler_256_emoji,
     ("upsampler-256", "tiny"): upsampler_256_tiny,
     ("upsampler-1024", "emoji"): upsampler_1024_emoji,

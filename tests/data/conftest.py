@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from unclip.data import CaptionedImages
 from unclip.data.artworks import Artwork
 from unclip.data.concepts import Concept, describe
 from unclip.data.sources import SOURCES
@@ -69,9 +68,3 @@ def picks(artworks: list[Artwork]) -> list[Pick]:
 @pytest.fixture(scope="session")
 def fixture_path() -> Path:
     return FIXTURE
-
-
-@pytest.fixture(scope="session")
-def real() -> CaptionedImages:
-    """The training samples of the fixture."""
-    return CaptionedImages(FIXTURE)

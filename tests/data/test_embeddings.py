@@ -7,6 +7,7 @@ from typing import NamedTuple
 import pytest
 import torch
 from torch.nn.functional import normalize
+from torch.testing import assert_close
 
 from unclip.data import CaptionedImages, ComposedScenes, EmbeddingCache
 from unclip.errors import UserError
@@ -88,14 +89,21 @@ def test_a_saved_cache_is_read_again_and_checked(ds, tmp_path, fixture_path):
         EmbeddingCache.load(tmp_path / "c.safetensors", clip, CaptionedImages(fixture_path, split="tone"))
 
 
-def test_scenes_come_after_the_pictures(ds, real, tmp_path):
-    scenes = ComposedScenes(real, seed=0, length=5, size=16)
-    cache = EmbeddingCache.build(FakeCLIP(), ds, tmp_path, scenes=scenes, batch_size=4, progress=False)
-    assert len(cache.image_embeds) == len(ds) + 5
-    assert [cache.texts[m] for m in cache.caption_of[len(ds) + 3]] == [scenes[3].caption]
+def test_scenes_are_embedded_like_pictures_and_join_behind_them(ds, real, tmp_path):
+    scenes, clip = ComposedScenes(real, seed=0, length=5, size=16), FakeCLIP()
+    pictures = EmbeddingCache.build(clip, ds, tmp_path, progress=False)
+    composed = EmbeddingCache.build(clip, scenes, tmp_path / "s.safetensors", batch_size=4, progress=False)
     with pytest.raises(UserError, match="other data"):
-        EmbeddingCache.load(tmp_path, FakeCLIP(), ds)
-    EmbeddingCache.load(tmp_path, FakeCLIP(), ds, scenes)
+        EmbeddingCache.load(tmp_path / "s.safetensors", clip, ComposedScenes(real, seed=1, length=5))
+    both = pictures.joined(composed)
+    assert len(both.image_embeds) == len(ds) + 5
+    assert [both.texts[m] for m in both.caption_of[len(ds) + 3]] == scenes.captions(3)
+    assert_close(both.image_embeds[len(ds) :], composed.image_embeds)
+    for parts, first in ((pictures, 0), (composed, len(pictures.texts))):
+        for m in range(len(parts.texts)):
+            assert both.texts[first + m] == parts.texts[m]
+            assert_close(both.tokens([first + m])[0], parts.tokens([m])[0])
+            assert_close(both.text_embeds[first + m], parts.text_embeds[m])
 
 
 def test_a_missing_or_cut_off_file_is_named(ds, tmp_path):

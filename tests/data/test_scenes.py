@@ -14,12 +14,8 @@ from unclip.errors import UserError
 
 
 def layouts(scenes, count):
-    """The layouts of the first scenes, caught where they are painted."""
-    caught = []
-    paint = scenes._paint
-    scenes._paint = lambda layout: caught.append(layout) or paint(layout)
-    drawn = [scenes[i] for i in range(count)]
-    return caught, drawn
+    """The layouts of the first scenes, and the scenes."""
+    return [scenes._plan(i)[0] for i in range(count)], [scenes[i] for i in range(count)]
 
 
 def test_the_same_seed_and_index_give_the_same_scene_in_any_order(real):
@@ -28,6 +24,9 @@ def test_the_same_seed_and_index_give_the_same_scene_in_any_order(real):
     for scene in (again[3], scenes[3]):
         np.testing.assert_array_equal(scene.image, third.image)
         assert (scene.caption, scene.boxes, scene.relation) == (third.caption, third.boxes, third.relation)
+    assert scenes.captions(3) == [third.caption]
+    np.testing.assert_array_equal(scenes.rgb(3, 32), third.image)
+    assert scenes.rgb(3, 48).shape == (48, 48, 3)
     other = ComposedScenes(real, seed=2, length=20, size=32)
     assert any(other[i].caption != scenes[i].caption for i in range(5))
     assert len(scenes) == 20

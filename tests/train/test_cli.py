@@ -87,7 +87,7 @@ def test_a_dry_run_writes_nothing(
     [
         (["model.widht=3"], "did you mean model.width?"),
         (["clip=null"], "give cache=DIR"),
-        (["cache=nowhere", "clip=null"], "no cache at nowhere"),
+        (["cache=nowhere", "clip=null"], "no embeddings at nowhere"),
         (["--data", "nowhere"], "nowhere"),
         (["--resume"], "nothing to resume"),
         (["--device", "nonsense"], "device"),

@@ -30,11 +30,11 @@ from unclip.models import Decoder
 from ..config import TrainConfig
 from ..pictures import grid, thumbnails_on_white, to_pixels, to_uint8
 from .base import Batch, Task, normal_like
-from .embedded import EmbeddedPictures, indices_of
+from .embedded import EmbeddedPictures, SceneOptions, indices_of
 
 
 @dataclass(frozen=True, kw_only=True)
-class DecoderOptions:
+class DecoderOptions(SceneOptions):
     """Shares are probabilities per sample."""
 
     drop_image: float = 0.1
@@ -59,7 +59,9 @@ class DecoderTask(Task):
     def __init__(self, config: TrainConfig) -> None:
         super().__init__(config)
         arguments = dict(config.model)
-        self.data = EmbeddedPictures(config, self.options.held_out, arguments["max_text_tokens"])
+        self.data = EmbeddedPictures(
+            config, self.options.held_out, arguments["max_text_tokens"], self.options
+        )
         self.model = Decoder(
             **arguments,
             embed_dim=self.data.embed_dim,
@@ -168,10 +170,18 @@ class DecoderTask(Task):
         """How many pictures and captions there are."""
         return self.data.describe()
 
+    def _pictures(self, indices: np.ndarray) -> Tensor:
+        """Pictures [n, 3, S, S] uint8 of samples; scenes are painted when they are drawn."""
+        count, _, _, size = self.thumbnails.shape
+        found = self.thumbnails[indices_of(indices).clamp(max=count - 1)]
+        for place, scene in self.data.composed(indices, size).items():
+            found[place] = torch.from_numpy(scene).permute(2, 0, 1)
+        return found
+
     def _samples(self, indices: np.ndarray, captions: np.ndarray) -> Batch:
         places = indices_of(indices)
         return {
-            "pictures": self.thumbnails[places],
+            "pictures": self._pictures(indices),
             "image_embeds": self.data.image_embeds[places],
             **self.data.text(captions),
         }

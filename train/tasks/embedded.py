@@ -1,8 +1,12 @@
-"""Captioned pictures with their precomputed CLIP embeddings: what the prior and the decoder train on."""
+"""Captioned pictures with their precomputed CLIP embeddings: what the prior and the decoder train on.
+
+A share of the samples may be composed scenes, so that they learn of two things in one picture and of where each is.
+"""
 
 from __future__ import annotations
 
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +15,8 @@ import torch
 from torch import Tensor
 
 from unclip.clip import FrozenCLIP
-from unclip.data import CaptionedImages, EmbeddingCache
-from unclip.data.embeddings import embeddings_file
+from unclip.data import CaptionedImages, ComposedScenes, EmbeddingCache
+from unclip.data.embeddings import Captioned, embeddings_file
 from unclip.errors import UserError
 
 from ..config import TrainConfig
@@ -28,6 +32,21 @@ RANDOM_CLIP: dict[str, Any] = {
 # A batch is one of so many that are drawn and sorted by the captions' lengths: more would save little padding more,
 # and make the batches less alike.
 LENGTH_GROUPS = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class SceneOptions:
+    """Composed scenes among the samples."""
+
+    scenes: int = 0  # how many there are, embedded once like the pictures
+    scene_share: float = 0.2  # of the samples, where there are scenes
+
+    def __post_init__(self) -> None:
+        """Reject what no run can have, before data is loaded."""
+        if self.scenes < 0:
+            raise UserError(f"task.scenes: expected 0 (none) or a number of scenes, got {self.scenes}")
+        if not 0 < self.scene_share < 1:
+            raise UserError(f"task.scene_share: expected a share between 0 and 1, got {self.scene_share}")
 
 
 class Sampling:
@@ -54,17 +73,20 @@ class Sampling:
 
 
 class EmbeddedPictures:
-    """The training split, its embeddings and caption states, and who is drawn how often."""
+    """The training split and scenes of it, their embeddings and caption states, and who is drawn how often.
 
-    def __init__(self, config: TrainConfig, held_out: int, max_tokens: int) -> None:
+    Sample i is a picture of the split or, from their number on, a scene.
+    """
+
+    def __init__(self, config: TrainConfig, held_out: int, max_tokens: int, options: SceneOptions) -> None:
         self.pictures = load_pictures(config)
         self.cache = load_cache(config, self.pictures)
-        if len(self.cache.image_embeds) != len(self.pictures):
-            raise UserError(
-                f"the cache {config.cache} holds {len(self.cache.image_embeds)} pictures, the training split of "
-                f"{config.data} {len(self.pictures)}: build the cache again"
-            )
         self.sampling = Sampling(self.pictures.weights, config, held_out)
+        self.scenes: ComposedScenes | None = None
+        self._scene_share = options.scene_share
+        if options.scenes:
+            self.scenes = ComposedScenes(self.pictures, config.seed, options.scenes)
+            self.cache = self.cache.joined(load_cache(config, self.scenes, "-scenes"))
         self.max_tokens = max_tokens
         self.image_embeds = torch.as_tensor(self.cache.image_embeds)
         # Ragged lists of captions as one array and its offsets, so that drawing needs no loop.
@@ -85,8 +107,9 @@ class EmbeddedPictures:
         return self.cache.tokens([0])[0].shape[-1]
 
     def statistics(self) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation [D] of the image embeddings."""
-        return self.image_embeds.mean(0), self.image_embeds.std(0).clamp(min=1e-6)
+        """Mean and standard deviation [D] of the image embeddings of pictures."""
+        alone = self.image_embeds[: len(self.pictures)]
+        return alone.mean(0), alone.std(0).clamp(min=1e-6)
 
     def describe(self) -> dict[str, Any]:
         """How many pictures and captions there are."""
@@ -94,7 +117,15 @@ class EmbeddedPictures:
             "pictures": len(self.sampling.trained),
             "held_out": len(self.sampling.held_out),
             "captions": len(self.cache.text_embeds),
+            **({} if self.scenes is None else {"scenes": len(self.scenes)}),
         }
+
+    def composed(self, indices: np.ndarray, size: int) -> dict[int, np.ndarray]:
+        """The scenes among samples [n], painted: {place in `indices`: uint8 [size, size, 3]}."""
+        if self.scenes is None:
+            return {}
+        first = len(self.pictures)
+        return {k: self.scenes.rgb(int(i) - first, size) for k, i in enumerate(indices) if i >= first}
 
     def draw(self, n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """Indices [n] of samples and of a caption of each; the captions are of like lengths: little is padding.
@@ -102,6 +133,9 @@ class EmbeddedPictures:
         Over many batches each sample and each caption is as frequent as if they were drawn one by one.
         """
         indices = self.sampling.draw(n * LENGTH_GROUPS, rng)
+        if self.scenes is not None:
+            chosen = rng.random(len(indices)) < self._scene_share
+            indices[chosen] = len(self.pictures) + rng.integers(len(self.scenes), size=int(chosen.sum()))
         captions = self.draw_captions(indices, rng)
         groups = np.argsort(self._text_lengths[captions], kind="stable").reshape(LENGTH_GROUPS, n)
         chosen = groups[rng.integers(LENGTH_GROUPS)]
@@ -141,21 +175,31 @@ def load_clip(name: str) -> FrozenCLIP:
         return FrozenCLIP.from_open_clip(RANDOM_CLIP)
 
 
-def load_cache(config: TrainConfig, pictures: CaptionedImages) -> EmbeddingCache:
-    """The embeddings in `config.cache`; where there are none, they are made with `config.clip`.
+def load_cache(config: TrainConfig, pictures: Captioned, suffix: str = "") -> EmbeddingCache:
+    """The embeddings in `config.cache`, whose file's name ends in `suffix`; where none are, `config.clip` makes them.
 
     Raises:
-        UserError: neither a cache nor a CLIP to make one with, or a cache of other data or another CLIP.
+        UserError: neither a cache nor a CLIP to make one with, or a cache of other pictures or another CLIP.
     """
-    if config.cache is not None and has_cache(config.cache):
+    target = None
+    if config.cache is not None:
+        file = embeddings_file(config.cache)
+        target = file.with_stem(file.stem + suffix)
+    if target is not None and target.is_file():
         checked_with = None if config.clip is None else load_clip(config.clip)
-        return EmbeddingCache.load(config.cache, checked_with, pictures)
+        found = EmbeddingCache.load(target, checked_with, pictures)
+        if len(found.image_embeds) != len(pictures):
+            raise UserError(
+                f"{target} holds {len(found.image_embeds)} pictures, expected {len(pictures)}: delete it, and it is "
+                "made again"
+            )
+        return found
     if config.clip is None:
-        where = f"no cache at {config.cache}" if config.cache else "no embeddings"
+        where = "no embeddings" if target is None else f"no embeddings at {target}"
         raise UserError(f"{where}: give cache=DIR with embeddings of the data, or clip=DIR to make them")
     clip = load_clip(config.clip)
-    if config.cache is not None:
-        return EmbeddingCache.build(clip, pictures, config.cache)
+    if target is not None:
+        return EmbeddingCache.build(clip, pictures, target)
     with tempfile.TemporaryDirectory() as folder:  # cache=DIR would keep them for the next run
         return EmbeddingCache.build(clip, pictures, Path(folder) / "cache")
 

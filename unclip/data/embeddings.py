@@ -1,4 +1,4 @@
-"""CLIP embeddings and token states of a whole data set, computed once and kept in one safetensors file.
+"""CLIP embeddings and token states of a whole set of pictures, computed once and kept in one safetensors file.
 
 Texts are stored once however many samples share them; token states are ragged (a caption of 6 tokens takes 6 rows).
 """
@@ -19,9 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from unclip.data.images import CaptionedImages, on_background
 from unclip.data.progress import track
-from unclip.data.scenes import ComposedScenes
 from unclip.errors import UserError
 from unclip.files import atomic_path, check_writable
 
@@ -57,16 +55,28 @@ class Encoder(Protocol):
     def fingerprint(self) -> str: ...
 
 
+class Captioned(Protocol):
+    """A set of pictures with captions: `CaptionedImages`, `ComposedScenes`."""
+
+    def __len__(self) -> int: ...
+
+    def rgb(self, i: int, size: int) -> np.ndarray: ...  # uint8 [size, size, 3]
+
+    def captions(self, i: int) -> list[str]: ...
+
+    def fingerprint(self) -> str: ...
+
+
 @dataclass(frozen=True)
 class EmbeddingCache:
-    """N pictures (the data set's, then the scenes'), M distinct texts, their T tokens.
+    """N pictures, M distinct texts, their T tokens.
 
     Attributes:
         image_embeds: float32 [N, D], normalised, pictures on white (scenes as they are).
         text_embeds: float16 [M, D], normalised.
         caption_of: for each picture the indices of its texts.
         texts: the M texts.
-        fingerprint: of the CLIP weights, the data set and the scenes.
+        fingerprint: of the CLIP weights and the pictures.
     """
 
     image_embeds: Tensor
@@ -97,9 +107,8 @@ class EmbeddingCache:
     def build(
         cls,
         clip: Encoder,
-        ds: CaptionedImages,
+        ds: Captioned,
         path: str | Path,
-        scenes: ComposedScenes | None = None,
         batch_size: int = 64,
         progress: bool = True,
     ) -> EmbeddingCache:
@@ -108,12 +117,12 @@ class EmbeddingCache:
         A cache of the same weights and data that is there already is read instead.
         """
         target = embeddings_file(path)
-        fingerprint = _fingerprint(clip, ds, scenes)
+        fingerprint = _fingerprint(clip, ds)
         if target.is_file() and _read_fingerprint(target) == fingerprint:
             return cls.load(target)
         check_writable(target.parent)
         captions = [ds.captions(i) for i in range(len(ds))]
-        images = _encode_images(clip, ds, scenes, batch_size, progress, captions)
+        images = _encode_images(clip, ds, batch_size, progress)
         texts = list(dict.fromkeys(text for found in captions for text in found))
         index = {text: m for m, text in enumerate(texts)}
         embeds, states, offsets = _encode_texts(clip, texts, batch_size, progress)
@@ -138,22 +147,34 @@ class EmbeddingCache:
         cls,
         path: str | Path,
         clip: Encoder | None = None,
-        ds: CaptionedImages | None = None,
-        scenes: ComposedScenes | None = None,
+        ds: Captioned | None = None,
     ) -> EmbeddingCache:
-        """Read a cache; with `clip` and `ds` (and the scenes it was built with), check that it belongs to them.
+        """Read a cache; with `clip` and `ds`, check that it belongs to them.
 
         Raises:
             UserError: the file is missing, damaged, or of other weights or other data.
         """
         target = embeddings_file(path)
         fingerprint = _read_fingerprint(target)
-        if clip is not None and ds is not None and fingerprint != _fingerprint(clip, ds, scenes):
+        if clip is not None and ds is not None and fingerprint != _fingerprint(clip, ds):
             raise UserError(
                 f"{target} was made with other CLIP weights or other data; delete it, and it is made again"
             )
         with safe_open(target, "pt") as stream:
             return cls._of_tensors({name: stream.get_tensor(name) for name in _TENSORS}, fingerprint)
+
+    def joined(self, other: EmbeddingCache) -> EmbeddingCache:
+        """The pictures and texts of both, those of `other` behind; a text of both is there twice."""
+        first = len(self.texts)
+        return EmbeddingCache(
+            image_embeds=torch.cat([self.image_embeds, other.image_embeds]),
+            text_embeds=torch.cat([self.text_embeds, other.text_embeds]),
+            caption_of=self.caption_of + [[first + m for m in found] for found in other.caption_of],
+            texts=self.texts + other.texts,
+            fingerprint=f"{self.fingerprint} {other.fingerprint}",
+            token_states=torch.cat([self.token_states, other.token_states]),
+            token_offsets=torch.cat([self.token_offsets, other.token_offsets[1:] + self.token_offsets[-1]]),
+        )
 
     @classmethod
     def _of_tensors(cls, tensors: dict[str, Tensor], fingerprint: str) -> EmbeddingCache:
@@ -169,41 +190,14 @@ class EmbeddingCache:
         )
 
 
-def _encode_images(
-    clip: Encoder,
-    ds: CaptionedImages,
-    scenes: ComposedScenes | None,
-    batch_size: int,
-    progress: bool,
-    captions: list[list[str]],
-) -> Tensor:
-    """float32 [N, D]; appends each scene's caption to `captions`, since a scene is composed only once."""
-    total = len(ds) + (0 if scenes is None else len(scenes))
+def _encode_images(clip: Encoder, ds: Captioned, batch_size: int, progress: bool) -> Tensor:
+    """float32 [N, D]."""
     found: list[Tensor] = []
-    starts = range(0, total, batch_size)
+    starts = range(0, len(ds), batch_size)
     for start in track(starts, "embed pictures", total=len(starts), show=progress):
-        pictures = []
-        for i in range(start, min(start + batch_size, total)):
-            if i < len(ds):
-                pictures.append(on_background(ds.rgba(i, clip.image_size)))
-            else:
-                assert scenes is not None
-                scene = scenes[i - len(ds)]
-                captions.append([scene.caption])
-                pictures.append(scene.image)
-        # A batch holds one size: scenes may have another than the data set's pictures.
-        by_size = [_to_pixels(group) for group in _runs_of_size(pictures)]
-        found.extend(clip.encode_image(pixels).float().cpu() for pixels in by_size)
+        pictures = [ds.rgb(i, clip.image_size) for i in range(start, min(start + batch_size, len(ds)))]
+        found.append(clip.encode_image(_to_pixels(pictures)).float().cpu())
     return torch.cat(found)
-
-
-def _runs_of_size(pictures: list[np.ndarray]) -> list[list[np.ndarray]]:
-    runs: list[list[np.ndarray]] = []
-    for picture in pictures:
-        if not runs or runs[-1][0].shape != picture.shape:
-            runs.append([])
-        runs[-1].append(picture)
-    return runs
 
 
 def _to_pixels(pictures: list[np.ndarray]) -> Tensor:
@@ -228,11 +222,8 @@ def _encode_texts(
     return torch.stack(embeds), torch.cat(states), lengths.cumsum(0)
 
 
-def _fingerprint(clip: Encoder, ds: CaptionedImages, scenes: ComposedScenes | None) -> str:
-    parts = [clip.fingerprint(), ds.fingerprint()]
-    if scenes is not None:
-        parts.append(f"{scenes.ds.fingerprint()}|{scenes.seed}|{scenes.length}|{scenes.split}|{scenes.size}")
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+def _fingerprint(clip: Encoder, ds: Captioned) -> str:
+    return hashlib.sha256("\n".join([clip.fingerprint(), ds.fingerprint()]).encode()).hexdigest()
 
 
 def _read_fingerprint(target: Path) -> str:

@@ -48,12 +48,14 @@ _MARGIN = 0.02
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """One scene; boxes are in the caption's order, so `relation` holds between the first box and the second."""
+    """One scene; boxes and sprites are in the caption's order, so `relation` holds between the first and the second."""
 
     image: np.ndarray  # uint8 [S, S, 3]
     caption: str
     boxes: list[tuple[str, float, float, float, float]]  # (name, x0, y0, x1, y1), 0..1 of the picture
+    sprites: list[np.ndarray]  # RGBA, uint8 [n, n, 4], for a picture of twice the side
     relation: str | None  # left of, right of, above, below, in a row; None for one object
+    background: str
     style: str
 
 
@@ -118,6 +120,37 @@ class ComposedScenes:
         return self.length
 
     def __getitem__(self, index: int) -> Scene:
+        return self.compose(index, self.size)
+
+    def compose(self, index: int, size: int) -> Scene:
+        """Scene `index` as a picture of side `size`."""
+        layout, caption, order, relation = self._plan(index)
+        sprites = [self._sprite(thing, size) for thing in layout.objects]
+        image, boxes = _paint(layout, sprites, size)
+        return Scene(
+            image=image,
+            caption=caption,
+            boxes=[boxes[i] for i in order],
+            sprites=[sprites[i] for i in order],
+            relation=relation,
+            background=layout.background,
+            style=layout.style,
+        )
+
+    def rgb(self, i: int, size: int) -> np.ndarray:
+        """uint8 [size, size, 3]."""
+        return self.compose(i, size).image
+
+    def captions(self, i: int) -> list[str]:
+        """The one caption of a scene, without painting it."""
+        return [self._plan(i)[1]]
+
+    def fingerprint(self) -> str:
+        """Changes whenever a scene does."""
+        return f"{self.ds.fingerprint()}|{self.seed}|{self.length}|{self.split}"
+
+    def _plan(self, index: int) -> tuple[_Layout, str, list[int], str | None]:
+        """Layout, caption, order in which the objects are named, and their relation."""
         if not 0 <= index < self.length:
             raise IndexError(f"scene {index} of {self.length}")
         rng = np.random.default_rng([self.seed, ("train", "test").index(self.split), index])
@@ -130,15 +163,7 @@ class ComposedScenes:
             raise UserError(
                 f"found no {self.split} scene among the {len(self.ds)} pictures of {self.ds.path}; use a larger set"
             )
-        image, boxes = self._paint(layout)
-        caption, order, relation = describe_layout(layout, rng)
-        return Scene(
-            image=image,
-            caption=caption,
-            boxes=[boxes[i] for i in order],
-            relation=relation,
-            style=layout.style,
-        )
+        return layout, *describe_layout(layout, rng)
 
     def _draw_layout(self, rng: np.random.Generator) -> _Layout:
         styles = list(self._sprites)
@@ -165,31 +190,32 @@ class ComposedScenes:
     def _measure_hue(self, i: int) -> float | None:
         return main_hue(self.ds.rgba(i, 64))
 
-    def _paint(self, layout: _Layout) -> tuple[np.ndarray, list[tuple[str, float, float, float, float]]]:
-        side = self.size * _OVERSAMPLE
-        canvas = Image.new("RGB", (side, side), BACKGROUNDS[layout.background])
-        boxes = []
-        for thing in layout.objects:
-            pixels = max(8, round(thing.side * side))
-            sprite = self.ds.rgba(thing.index, pixels)
-            if thing.colour is not None:
-                main = self._main_hue(thing.index)
-                assert main is not None, "a colour is drawn only for sprites that have a main hue"
-                sprite = tint(sprite, thing.colour, main)
-            left, top = round(thing.x * side - pixels / 2), round(thing.y * side - pixels / 2)
-            picture = Image.fromarray(sprite)
-            canvas.paste(picture, (left, top), picture)
-            shown = picture.getchannel("A").point(lambda value: 255 * (value > 32)).getbbox() or (
-                0,
-                0,
-                pixels,
-                pixels,
-            )
-            x0, y0, x1, y1 = (
-                (start + edge) / side for start, edge in zip((left, top) * 2, shown, strict=True)
-            )
-            boxes.append((thing.name, x0, y0, x1, y1))
-        return np.asarray(canvas.resize((self.size,) * 2, Image.Resampling.BOX)), boxes
+    def _sprite(self, thing: _Object, size: int) -> np.ndarray:
+        """uint8 [n, n, 4] for a scene of side `size`, tinted if the object has a colour."""
+        sprite = self.ds.rgba(thing.index, max(8, round(thing.side * size * _OVERSAMPLE)))
+        if thing.colour is None:
+            return sprite
+        main = self._main_hue(thing.index)
+        assert main is not None, "a colour is drawn only for sprites that have a main hue"
+        return tint(sprite, thing.colour, main)
+
+
+def _paint(
+    layout: _Layout, sprites: list[np.ndarray], size: int
+) -> tuple[np.ndarray, list[tuple[str, float, float, float, float]]]:
+    side = size * _OVERSAMPLE
+    canvas = Image.new("RGB", (side, side), BACKGROUNDS[layout.background])
+    boxes = []
+    for thing, sprite in zip(layout.objects, sprites, strict=True):
+        pixels = len(sprite)
+        left, top = round(thing.x * side - pixels / 2), round(thing.y * side - pixels / 2)
+        picture = Image.fromarray(sprite)
+        canvas.paste(picture, (left, top), picture)
+        visible = picture.getchannel("A").point(lambda value: 255 * (value > 32)).getbbox()
+        corners = visible or (0, 0, pixels, pixels)
+        x0, y0, x1, y1 = ((start + edge) / side for start, edge in zip((left, top) * 2, corners, strict=True))
+        boxes.append((thing.name, x0, y0, x1, y1))
+    return np.asarray(canvas.resize((size,) * 2, Image.Resampling.BOX)), boxes
 
 
 def is_held_out(layout: _Layout) -> bool:

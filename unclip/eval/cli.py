@@ -40,6 +40,7 @@ def emoji_command(
         typer.Option(help="mobilenet_v2 or efficientnet_lite0; repeat for more; both by default."),
     ] = None,
     varied: Annotated[int, typer.Option(help="Seen prompts drawn from 3 more seeds, for variety.")] = 10,
+    relations: Annotated[int, typer.Option(help="Scenes of two things to draw; 0: none.")] = 40,
     grid: Annotated[int, typer.Option(help="Pictures of each split in its sample grid.")] = 24,
     batch_size: Annotated[int, typer.Option(help="Pictures drawn at a time.")] = 8,
     device: Annotated[str, typer.Option(help="cpu, cuda, mps.")] = "cpu",
@@ -56,6 +57,7 @@ def emoji_command(
         "grid": grid,
         "batch_size": batch_size,
         "varied": varied,
+        "relations": relations,
     }
     settings = {
         "prior_num_inference_steps": prior_steps,
@@ -303,6 +305,7 @@ def _evaluate(
     from unclip.eval.emoji import evaluate
     from unclip.eval.features import FEATURE_NETS, load_feature_net
     from unclip.eval.model import Options
+    from unclip.eval.relations import unseen_scenes
     from unclip.eval.tables import report_markdown
     from unclip.files import atomic_path
     from unclip.pipelines.loading import choose_device
@@ -316,7 +319,8 @@ def _evaluate(
     nets = [load_feature_net(name, place) for name in names]
     adapter = load_model(model, checked.size, settings, device)
     pictures = CaptionedImages(data, split=None)
-    report = evaluate(pictures, adapter, nets, out, cache_folder(data, out), checked)
+    scenes = unseen_scenes(CaptionedImages(data, split="train"), checked)
+    report = evaluate(pictures, adapter, nets, out, cache_folder(data, out), checked, scenes)
     for name, text in (("report.json", json.dumps(report, indent=2)), ("report.md", report_markdown(report))):
         with atomic_path(out / name) as temporary:
             temporary.write_text(text + "\n", encoding="utf-8")

@@ -1,11 +1,12 @@
 """The report on an emoji model, for pictures it has seen and for each held-out split.
 
-Three questions, from the front of the cascade to its end:
+Four questions, from the front of the cascade to its end:
 
     retrieval    does CLIP find the right real pictures by a caption?
     prior        how near are the prior's image embeddings z_i to those of the real pictures?
     generated    do the pictures show the asked subject in the asked style, judged by real pictures in the
                  feature space of a network that had no part in making them?
+    relations    are two things drawn where they were asked for?
 
 Held-out splits: style (a subject never seen in this style), tone (a role never seen with this skin tone),
 attribute (an object never seen in this colour), unseen (a subject never seen at all). `train` counts as seen.
@@ -24,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unclip.data.progress import track
+from unclip.data.scenes import ComposedScenes
 from unclip.data.splits import SPLITS
 from unclip.errors import UserError
 from unclip.eval.bootstrap import bootstrap
@@ -31,23 +33,32 @@ from unclip.eval.choice import Pictures, choose, draw_caption
 from unclip.eval.features import FeatureNet
 from unclip.eval.generated import generated_part
 from unclip.eval.model import EMBED_BATCH, Model, Options, encode_texts, real_embeds
+from unclip.eval.relations import relation_part
 from unclip.eval.retrieval import chance, ranks
 
 Report = dict[str, Any]
 
 
 def evaluate(
-    data: Pictures, model: Model, judges: Sequence[FeatureNet], out: Path, cache: Path, options: Options
+    data: Pictures,
+    model: Model,
+    judges: Sequence[FeatureNet],
+    out: Path,
+    cache: Path,
+    options: Options,
+    scenes: ComposedScenes | None = None,
 ) -> Report:
-    """Answer all three questions; pictures and grids go to OUT/images and OUT/grids.
+    """Answer all four questions; pictures and grids go to OUT/images and OUT/grids.
 
     Args:
         data: real pictures of all splits.
+        scenes: of pairs that training never shows, for the last question; None leaves it out.
         judges: independent networks; failures and grids are by the first. None are needed with `options.prompts` = 0.
         cache: folder that keeps features of the real pictures between runs.
 
     Returns:
-        The report as plain numbers, ready for JSON: settings, data, retrieval, prior, and what `generated_part` gives.
+        The report as plain numbers, ready for JSON: settings, data, retrieval, prior, what `generated_part` gives, and
+        relations.
         Every measured share or mean is {"value", "low", "high", "n"}: its 95 % interval and the
         number of cases.
     """
@@ -63,6 +74,8 @@ def evaluate(
         if not judges:
             raise UserError("generated pictures need a judge; expected a feature network, got none")
         report |= generated_part(data, model, judges, embeds, out, cache, options)
+    if scenes is not None and options.relations:
+        report["relations"] = relation_part(scenes, options.relations, model, out, options)
     return report
 
 

@@ -45,7 +45,7 @@ class FeatureNet:
         device: str = "cpu",
     ) -> None:
         self.name, self.device = name, device
-        self.network = network
+        self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._mean = torch.tensor(mean, device=device).view(3, 1, 1)
         self._std = torch.tensor(std, device=device).view(3, 1, 1)
 
@@ -61,7 +61,9 @@ class FeatureNet:
         starts = range(0, total, batch_size)
         for _ in track(starts, f"{self.name} features", total=len(starts), show=progress):
             batch = torch.stack([self._prepare(picture) for picture in islice(source, batch_size)])
-            found.append(self.network((batch - self._mean) / self._std).float().cpu())
+            # Channels last: 1.5 to 2 times as fast on CPUs.
+            batch = ((batch - self._mean) / self._std).contiguous(memory_format=torch.channels_last)
+            found.append(self.network(batch).float().cpu())
         return torch.cat(found)
 
     def _prepare(self, picture: np.ndarray) -> Tensor:

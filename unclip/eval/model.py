@@ -78,16 +78,19 @@ class Options(Drawing):
         prior.
         grid: pictures of each split in its grid: the first of the seeded list, good or bad.
         varied: seen prompts that are drawn from other seeds too, to see how varied their pictures are.
+        relations: composed scenes to draw.
     """
 
     LEAST: ClassVar[dict[str, int]] = {
-        **Drawing.LEAST, "prompts": 0, "queries": 1, "prior_queries": 1, "grid": 0, "varied": 0
+        **Drawing.LEAST, "prompts": 0, "queries": 1, "prior_queries": 1, "grid": 0, "varied": 0,
+        "relations": 0,
     }  # fmt: skip
 
     queries: int = 1000
     prior_queries: int = 200
     grid: int = 24
     varied: int = 10
+    relations: int = 40
 
 
 def real_embeds(data: Pictures, model: Model, cache: Path, progress: bool = True) -> Tensor:

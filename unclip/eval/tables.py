@@ -49,6 +49,8 @@ def report_tables(report: Mapping[str, Any]) -> list[Table]:
         tables += [_pixels(report["pixels"])] if report["pixels"] else []
         as_a_set = _as_a_set(report)
         tables += [as_a_set] if as_a_set.rows else []
+    if "relations" in report:
+        tables.append(_relations(report["relations"]))
     return tables
 
 
@@ -183,6 +185,21 @@ def _pixels(part: Mapping[str, Any]) -> Table:
         "Of the prompts that ask for one. Colour: what most pixels of the object are called. Skin tone: which of the "
         "five paints of the asked style, measured on training pictures, covers most. Real: the asked picture itself, "
         "the ceiling.",
+    )
+
+
+def _relations(part: Mapping[str, Any]) -> Table:
+    names = {"generated": "generated", "other": "another prompt's", "real": "real scene"}
+    measures = ("objects", "both", "relation")
+    return Table(
+        "Two things, one where the other is not",
+        ("picture", "n", "things found", "both found", "both in the asked relation"),
+        tuple(
+            (name, str(part["n"]), *(percent(part[row][m]) for m in measures)) for row, name in names.items()
+        ),
+        "Scenes of pairs that training never shows together, or never above each other. A thing is found where its "
+        f"sprite correlates with the picture by {part['threshold']:.2f} or more, which 5 % of sprites that are not "
+        "there do in real scenes. Another prompt's: chance. Real scene: the ceiling.",
     )
 
 

@@ -4,7 +4,21 @@ from __future__ import annotations
 
 from unclip.models.decoder import Decoder
 from unclip.models.layers import warn_of_another_clip
-from unclip.models.prior import DiffusionPrior, PrefixCache
+from unclip.models.mlp_prior import MLPPrior
+from unclip.models.prior import DiffusionPrior, PrefixCache, TextCache
 from unclip.models.upsampler import Upsampler
 
-__all__ = ["Decoder", "DiffusionPrior", "PrefixCache", "Upsampler", "warn_of_another_clip"]
+Prior = DiffusionPrior | MLPPrior  # either serves every pipeline
+PRIORS = (DiffusionPrior, MLPPrior)
+
+__all__ = [
+    "PRIORS",
+    "Decoder",
+    "DiffusionPrior",
+    "MLPPrior",
+    "PrefixCache",
+    "Prior",
+    "TextCache",
+    "Upsampler",
+    "warn_of_another_clip",
+]

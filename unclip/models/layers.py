@@ -189,22 +189,20 @@ class TokenInput(nn.Module):
         self.linear = nn.Linear(token_dim, width)
 
     def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        """Raises UserError unless tokens [B, L, C] and mask [B, L] bool fit together and L <= max_tokens."""
-        shape = tuple(tokens.shape)
-        if (
-            len(shape) != 3
-            or shape[2] != self.token_dim
-            or mask.shape != shape[:2]
-            or mask.dtype != torch.bool
-        ):
-            raise UserError(
-                f"expected text_tokens [B, L, {self.token_dim}] and a bool text_mask [B, L], got {shape} and "
-                f"{mask.dtype} {tuple(mask.shape)}: encode it with the CLIP this network was trained with"
-            )
-        if shape[1] > self.max_tokens:
-            raise UserError(
-                f"expected at most {self.max_tokens} text tokens, got {shape[1]}: shorten the caption"
-            )
+        """tokens [B, L, C], mask [B, L] bool -> [B, L, W]; raises UserError as `check` does."""
+        self.check(tokens, mask, self.token_dim, self.max_tokens)
         # Padding may hold anything, even not-a-number, which a mask in the attention would not stop.
         tokens = tokens.to(self.linear.weight.dtype).masked_fill(~mask[..., None], 0)
         return self.linear(self.norm(tokens))
+
+    @staticmethod
+    def check(tokens: Tensor, mask: Tensor, token_dim: int, max_tokens: int) -> None:
+        """Raise UserError unless tokens [B, L, C] and mask [B, L] bool fit together and L <= max_tokens."""
+        shape = tuple(tokens.shape)
+        if len(shape) != 3 or shape[2] != token_dim or mask.shape != shape[:2] or mask.dtype != torch.bool:
+            raise UserError(
+                f"expected text_tokens [B, L, {token_dim}] and a bool text_mask [B, L], got {shape} and "
+                f"{mask.dtype} {tuple(mask.shape)}: encode it with the CLIP this network was trained with"
+            )
+        if shape[1] > max_tokens:
+            raise UserError(f"expected at most {max_tokens} text tokens, got {shape[1]}: shorten the caption")

@@ -10,7 +10,7 @@ N layers, T new tokens, S = tokens seen (prefix and new).
 
 from __future__ import annotations
 
-from typing import cast
+from typing import TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -28,17 +28,50 @@ from unclip.models.layers import (
     init_linear,
 )
 
+Cache = TypeVar("Cache", bound="TextCache")
 
-class PrefixCache(dict[str, Tensor]):
-    """Keys and values of [text tokens, z_t] in every layer: `DiffusionPrior.forward` takes them for the text.
 
-    A plain dict of batch-first tensors, so it serves as the conditions of a denoiser, and two of equal length
-    join by torch.cat: `prefix_keys` and `prefix_values` [B, N, H, L+1, d], `text_mask` [B, L] bool.
+class TextCache(dict[str, Tensor]):
+    """What a prior makes of captions once: `forward(x, t, **cache)` takes it for the text at every step.
+
+    A plain dict of batch-first tensors, so it serves as the conditions of a denoiser.
     """
 
-    def repeat(self, n: int) -> PrefixCache:
+    @property
+    def rows(self) -> int:
+        """How many captions there are."""
+        return len(next(iter(self.values())))
+
+    def repeat(self: Cache, n: int) -> Cache:
         """Each row n times in succession: n candidates per caption."""
-        return PrefixCache({name: tensor.repeat_interleave(n, dim=0) for name, tensor in self.items()})
+        return type(self)({name: tensor.repeat_interleave(n, dim=0) for name, tensor in self.items()})
+
+    def for_rows(self: Cache, count: int) -> Cache:
+        """Repeated to serve `count` rows.
+
+        Raises: UserError if that is no multiple of the number of captions.
+        """
+        if self.rows == 0 or count % self.rows:
+            raise UserError(
+                f"expected text of {count} rows, as x has, or of a divisor of it, got {self.rows}"
+            )
+        return self.repeat(count // self.rows)
+
+    def aligned(self: Cache, other: Cache) -> tuple[Cache, Cache]:
+        """Both in such a form that torch.cat joins their tensors."""
+        return self, other
+
+
+class PrefixCache(TextCache):
+    """Keys and values of [text tokens, z_t] in every layer of `DiffusionPrior`.
+
+    `prefix_keys` and `prefix_values` [B, N, H, L+1, d], `text_mask` [B, L] bool.
+    """
+
+    def aligned(self, other: PrefixCache) -> tuple[PrefixCache, PrefixCache]:
+        """Both padded to the longer one's number of text tokens."""
+        length = max(cache["text_mask"].shape[1] for cache in (self, other))
+        return self.pad_to(length), other.pad_to(length)
 
     def pad_to(self, length: int) -> PrefixCache:
         """The same cache for `length` >= L text tokens; the added ones stand in front and are masked out."""
@@ -189,10 +222,7 @@ class DiffusionPrior(ScaledEmbeddings, ModelMixin, ConfigMixin):
                 raise UserError(
                     "expected text_tokens and text_embeds, or the prefix that prefix() makes of them, got neither"
                 )
-            P = len(text_mask)
-            if P == 0 or len(x) % P:
-                raise UserError(f"expected text of {len(x)} rows, as x has, or of a divisor of it, got {P}")
-            cache = self.prefix(text_tokens, text_mask, text_embeds).repeat(len(x) // P)
+            cache = self.prefix(text_tokens, text_mask, text_embeds).for_rows(len(x))
             text_mask, prefix_keys, prefix_values = (
                 cache[name] for name in ("text_mask", "prefix_keys", "prefix_values")
             )

@@ -13,17 +13,21 @@ REMEDY = "copy, download or train the model again"
 SAFETENSORS_HEADER_LIMIT = 100_000_000  # bytes, as in the safetensors library
 
 
-def load_network(kind: Any, run: str | Path) -> Any:
-    """The network of class `kind` in a folder, or the one in its `model` where it is the output of a run; float32.
+def load_network(kinds: Any, run: str | Path) -> Any:
+    """The network in a folder, or the one in its `model` where it is the output of a run; float32.
+
+    Args:
+        kinds: the class that it is of, or a tuple of those it may be of.
 
     Raises:
         UserError: there is none, or a damaged one, or one of another class.
     """
     folder = Path(run)
     folder = folder / "model" if (folder / "model").is_dir() else folder
-    check_network_folder(folder, kind.__name__)
+    allowed = {kind.__name__: kind for kind in (kinds if isinstance(kinds, tuple) else (kinds,))}
+    name = check_network_folder(folder, *allowed)
     try:
-        network = kind.from_pretrained(folder).float()
+        network = allowed[name].from_pretrained(folder).float()
     except UserError:
         raise
     except (
@@ -34,13 +38,13 @@ def load_network(kind: Any, run: str | Path) -> Any:
         KeyError,
     ) as error:  # of diffusers, for a bad network
         reason = " ".join(str(error).split())
-        raise UserError(f"cannot load the {kind.__name__} in {folder}: {reason:.300}") from error
+        raise UserError(f"cannot load the {name} in {folder}: {reason:.300}") from error
     network.register_to_config(_name_or_path="")  # else a model tells everybody where it was made
     return network
 
 
-def check_network_folder(folder: Path, kind: str) -> None:
-    """Look whether a saved network is there and whole, and of the class `kind`.
+def check_network_folder(folder: Path, *kinds: str) -> str:
+    """Look whether a saved network is there and whole, and of one of the classes `kinds`; gives its class.
 
     Raises:
         UserError: naming the file that is missing, cut off or of another class.
@@ -48,15 +52,17 @@ def check_network_folder(folder: Path, kind: str) -> None:
     config = folder / "config.json"
     check_there(config)
     try:
-        found = json.loads(config.read_text(encoding="utf-8")).get("_class_name", kind)
+        found = json.loads(config.read_text(encoding="utf-8")).get("_class_name", kinds[0])
     except (ValueError, AttributeError) as error:
         raise UserError(f"{config} is damaged ({error}): {REMEDY}") from error
-    if found != kind:
-        raise UserError(f"expected a {kind} in {folder}, found a {found}: name the folder of another run")
+    if found not in kinds:
+        expected = " or ".join(kinds)
+        raise UserError(f"expected a {expected} in {folder}, found a {found}: name the folder of another run")
     weights = sorted(folder.glob("*.safetensors"))
     for path in weights or [folder / "diffusion_pytorch_model.safetensors"]:
         check_there(path)
         tensors(path)
+    return str(found)
 
 
 def check_there(path: Path) -> None:

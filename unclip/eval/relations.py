@@ -1,0 +1,219 @@
+"""Are two things drawn where they were asked for? "a cat above a dog, 3D": both sprites are looked for in the picture.
+
+The prompts are of composed scenes whose pairs training never shows (see `unclip.data.scenes`). A sprite is looked for
+at any place and in several sizes by normalised cross-correlation, on the background that was asked for. How high a
+score is a find is settled on the real scenes: as high as only one in twenty of sprites that are not there reach.
+
+Shapes: C = 3 channels, n = side of a sprite, S = side of the picture it is looked for in.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from unclip.data.images import CaptionedImages
+from unclip.data.scenes import BACKGROUNDS, ComposedScenes, Scene
+from unclip.errors import UserError
+from unclip.eval.bootstrap import bootstrap
+from unclip.eval.choice import Asked
+from unclip.eval.drawing import draw_pictures
+from unclip.eval.grids import Cell, save_grid
+from unclip.eval.model import Drawing, Model, Options
+
+Figures = dict[str, Any]
+
+SEARCHED_AT = 64  # S
+SIZES = (0.7, 0.85, 1.0, 1.15, 1.3)  # of a sprite, relative to that in the real scene
+FALSE_FINDS = 0.05  # of sprites that are not there; this share of them sets the threshold
+DISTRACTORS = 10  # sprites of other scenes that are looked for in each real one
+CANDIDATES = 50  # scenes to choose from, for each that is asked
+LEAST_APART = 0.15  # of the picture's side, between the centres of things that are beside or above each other
+FLAT = 0.1  # share of a sprite's own contrast below which a patch counts as flat
+_AXES = {
+    "left of": (0, 1),
+    "right of": (0, -1),
+    "above": (1, 1),
+    "below": (1, -1),
+}  # axis, sign of second - first
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a sprite matches best: its score in [-1, 1] and its centre (x, y), each 0..1 of the picture."""
+
+    score: float
+    x: float
+    y: float
+
+
+def unseen_scenes(pictures: CaptionedImages, options: Options) -> ComposedScenes | None:
+    """Scenes of combinations that training never shows, enough to choose `options.relations` from; None for none.
+
+    Args:
+        pictures: the training split.
+
+    Raises:
+        UserError: there are too few subjects to compose scenes of.
+    """
+    if not options.relations:
+        return None
+    return ComposedScenes(
+        pictures, options.seed, CANDIDATES * options.relations, split="test", size=SEARCHED_AT
+    )
+
+
+def choose_scenes(scenes: ComposedScenes, count: int) -> list[Scene]:
+    """The first `count` scenes of two things whose caption names the style.
+
+    Raises:
+        UserError: there are not as many.
+    """
+    found: list[Scene] = []
+    for i in range(len(scenes)):
+        if len(found) == count:
+            break
+        scene = scenes[i]
+        if scene.relation in _AXES and f", {scene.style}" in scene.caption:
+            found.append(scene)
+    if len(found) < count:
+        raise UserError(
+            f"expected {count} scenes of two things, found {len(found)} among {len(scenes)}: make more"
+        )
+    return found
+
+
+def find(sprite: np.ndarray, background: str, picture: np.ndarray) -> Place:
+    """Look for a sprite (RGBA, uint8 [n, n, 4], made for a picture of twice SEARCHED_AT) in a picture [S', S', 3].
+
+    The score is the correlation of sprite and patch over pixels and channels, each channel without its mean, so that
+    a brighter picture scores the same. A patch flatter than the sprite scores less, one without contrast nothing.
+    """
+    S = SEARCHED_AT
+    small = np.asarray(Image.fromarray(picture).resize((S, S), Image.Resampling.BOX), np.float32)
+    x = torch.from_numpy(small).permute(2, 0, 1)[None] / 127.5 - 1  # [1, C, S, S]
+    best = Place(-1.0, 0.5, 0.5)
+    for size in SIZES:
+        n = min(S, max(4, round(len(sprite) / 2 * size)))
+        scores = _correlation(_template(sprite, background, n), x)
+        k = int(scores.argmax())
+        if float(scores.flatten()[k]) > best.score:
+            row, column = divmod(k, scores.shape[1])
+            best = Place(float(scores.flatten()[k]), (column + n / 2) / S, (row + n / 2) / S)
+    return best
+
+
+def holds(relation: str, first: Place, second: Place) -> bool:
+    """Whether the second thing lies from the first as the relation says, mainly in that direction."""
+    axis, sign = _AXES[relation]
+    apart = (second.x - first.x, second.y - first.y)
+    return sign * apart[axis] >= LEAST_APART and abs(apart[axis]) > abs(apart[1 - axis])
+
+
+def relation_part(scenes: ComposedScenes, count: int, model: Model, out: Path, options: Drawing) -> Figures:
+    """Draw the captions of `count` scenes and look for what they ask for; writes OUT/images, OUT/grids/relations.png.
+
+    Returns:
+        threshold, and {row: {"objects" | "both" | "relation": estimate}}: shares of single things found, of prompts
+        with both found, and of prompts with both found in the asked relation. Rows: generated; real, the scenes
+        themselves, the ceiling; other, the picture of another prompt: chance.
+    """
+    chosen = choose_scenes(scenes, count)
+    asked = [_ask(scene, i, options.seed) for i, scene in enumerate(chosen)]
+    pictures = draw_pictures(
+        asked, model.generate, out / "images", model.stamp(options.size),
+        batch_size=options.batch_size, progress=options.progress,
+    )  # fmt: skip
+    real = [scene.image for scene in chosen]
+    threshold = _threshold(chosen, options.seed)
+    rows = {"generated": pictures, "real": real, "other": [*pictures[1:], *pictures[:1]]}
+    figures: Figures = {"threshold": threshold, "n": count}
+    places = {row: _places(chosen, shown) for row, shown in rows.items()}
+    for row, found in places.items():
+        figures[row] = _shares(chosen, found, threshold, options.seed)
+    right = [_right(scene, pair, threshold) for scene, pair in zip(chosen, places["generated"], strict=True)]
+    cells = [
+        Cell(caption=a.prompt, pictures=(Image.fromarray(made), Image.fromarray(true)), right=hit)
+        for a, made, true, hit in zip(asked, pictures, real, right, strict=True)
+    ]
+    save_grid(cells, out / "grids" / "relations.png")
+    return figures
+
+
+def _ask(scene: Scene, number: int, seed: int) -> Asked:
+    key = f"scene-{number}"
+    return Asked(
+        index=number,
+        key=key,
+        split="relation",
+        subject=scene.boxes[0][0],
+        concept=scene.boxes[1][0],
+        style=scene.style,
+        prompt=scene.caption,
+        seed=zlib.crc32(f"{seed}|picture|{key}".encode()),
+    )
+
+
+def _template(sprite: np.ndarray, background: str, side: int) -> Tensor:
+    """[1, C, n, n], each channel without its mean and all of them of unit norm together, times their norm before."""
+    canvas = Image.new("RGB", sprite.shape[1::-1], BACKGROUNDS[background])
+    shown = Image.fromarray(sprite)
+    canvas.paste(shown, (0, 0), shown)
+    pixels = np.asarray(canvas.resize((side, side), Image.Resampling.BOX), np.float32) / 127.5 - 1
+    template = torch.from_numpy(pixels).permute(2, 0, 1)[None]
+    return template - template.mean((2, 3), keepdim=True)
+
+
+def _correlation(template: Tensor, x: Tensor) -> Tensor:
+    """Scores [S-n+1, S-n+1] of a template [1, C, n, n] without means at every place of x [1, C, S, S]."""
+    n, contrast = template.shape[-1], float(template.norm())
+    along = F.conv2d(x, template)[0, 0]
+    mean, square = (F.avg_pool2d(each, n, stride=1)[0] for each in (x, x**2))  # [C, S-n+1, S-n+1]
+    own = ((square - mean**2).clamp(min=0).sum(0) * n * n).sqrt()
+    return along / (contrast * own.clamp(min=FLAT * contrast) + 1e-8)
+
+
+def _threshold(scenes: Sequence[Scene], seed: int) -> float:
+    """The score that sprites of other scenes, looked for in the real ones, reach in one of twenty cases."""
+    rng = np.random.default_rng(seed)
+    scores = []
+    for i, scene in enumerate(scenes):
+        shown = {name for name, *_ in scene.boxes}
+        for j in rng.permutation(len(scenes))[: DISTRACTORS + 1]:
+            if j != i and scenes[j].boxes[0][0] not in shown:
+                scores.append(find(scenes[j].sprites[0], scene.background, scene.image).score)
+    if not scores:
+        raise UserError(
+            f"expected at least two scenes of different things, got {len(scenes)}: ask for more relations"
+        )
+    return float(np.quantile(scores, 1 - FALSE_FINDS))
+
+
+def _places(scenes: Sequence[Scene], pictures: Sequence[np.ndarray]) -> list[tuple[Place, Place]]:
+    return [
+        (find(scene.sprites[0], scene.background, picture), find(scene.sprites[1], scene.background, picture))
+        for scene, picture in zip(scenes, pictures, strict=True)
+    ]
+
+
+def _right(scene: Scene, pair: tuple[Place, Place], threshold: float) -> bool:
+    assert scene.relation is not None, "choose_scenes gives scenes of two things"
+    return min(place.score for place in pair) >= threshold and holds(scene.relation, *pair)
+
+
+def _shares(
+    scenes: Sequence[Scene], places: Sequence[tuple[Place, Place]], threshold: float, seed: int
+) -> Figures:
+    found = np.array([[place.score >= threshold for place in pair] for pair in places])
+    right = [_right(scene, pair, threshold) for scene, pair in zip(scenes, places, strict=True)]
+    cases = {"objects": found.mean(1), "both": found.all(1), "relation": np.array(right)}
+    return {name: bootstrap(values.astype(float), seed=seed).as_dict() for name, values in cases.items()}
