@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from diffusers import DiffusionPipeline
 
-from unclip.clip import FrozenCLIP
-from unclip.clip.tokenize import FileTokenizer
 from unclip.data.words import LEXICON_FILE, Lexicon, Understood
 from unclip.errors import UserError
 
@@ -20,11 +17,9 @@ from .loading import find_lexicon
 class PlainWords(DiffusionPipeline):
     """What a pipeline needs to understand plain words; the lexicon is read when it is first asked for."""
 
-    clip: FrozenCLIP
     _lexicon: Lexicon | None = None
     _lexicon_file: Path | None = None
     _looked = False  # for the lexicon's file
-    _clip_words: frozenset[str] | None = None
 
     @property
     def lexicon(self) -> Lexicon | None:
@@ -49,9 +44,7 @@ class PlainWords(DiffusionPipeline):
         lexicon = self.lexicon
         if lexicon is None:
             return [Understood(prompt, prompt) for prompt in prompts]
-        if self._clip_words is None:
-            self._clip_words = whole_words(self.clip)
-        return [lexicon.understand(prompt, self._clip_words) for prompt in prompts]
+        return [lexicon.understand(prompt) for prompt in prompts]
 
     def in_plain_words(self, prompts: list[str] | None, wanted: bool | None) -> list[str] | None:
         """The texts for CLIP; `wanted` None stands for the model's setting."""
@@ -68,11 +61,3 @@ class PlainWords(DiffusionPipeline):
         super().save_pretrained(save_directory, *args, **kwargs)
         if lexicon is not None:
             lexicon.save(Path(save_directory) / LEXICON_FILE)
-
-
-def whole_words(clip: FrozenCLIP) -> frozenset[str]:
-    """The words, in lower case, that CLIP's tokenizer has as they are: no typing errors, whatever the captions use."""
-    tokenizer = clip.text_tokenizer
-    if not isinstance(tokenizer, FileTokenizer):
-        return frozenset()
-    return frozenset(word for word in tokenizer.tokenizer.get_vocab() if re.fullmatch("[a-z]{2,}", word))

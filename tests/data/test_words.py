@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -147,8 +148,8 @@ def test_what_is_to_be_seen_is_not_taken_for_how(prompt: str, text: str) -> None
     ],
 )
 def test_what_is_known_or_doubtful_stays(lexicon: Lexicon, prompt: str) -> None:
-    known = {"on", "the", "hosre"}  # ... the caller knows it
-    assert lexicon.understand(prompt, known).text == prompt
+    english = frozenset({"on", "the", "hosre"})  # ... it is a word
+    assert replace(lexicon, english=english).understand(prompt).text == prompt
 
 
 def test_a_tie_is_left_alone() -> None:
@@ -167,7 +168,7 @@ def test_the_language_that_explains_most_is_chosen(lexicon: Lexicon) -> None:
 def test_unknown_words_are_named(lexicon: Lexicon) -> None:
     found = lexicon.understand("a zzyzx rocket")
     assert (found.text, found.unknown) == ("a zzyzx rocket", ("zzyzx",))
-    assert lexicon.understand("a zzyzx rocket", {"zzyzx"}).unknown == ()
+    assert replace(lexicon, english=frozenset({"zzyzx"})).understand("a zzyzx rocket").unknown == ()
     # In a sentence of another language they are left out of the text, and still named.
     found = lexicon.understand("perro xilofón")
     assert (found.text, found.unknown) == ("dog", ("xilofon",))
@@ -231,12 +232,12 @@ def test_a_bad_file_is_one_line(lexicon: Lexicon, tmp_path: Path) -> None:
     path = tmp_path / "some.json.gz"
     lexicon.save(path)
     whole = path.read_bytes()
-    for damaged in (whole[:100], b"text", gzip.compress(b"[]"), gzip.compress(b'{"format": 1}')):
+    for damaged in (whole[:100], b"text", gzip.compress(b"[]"), gzip.compress(b'{"format": 2}')):
         path.write_bytes(damaged)
         with pytest.raises(UserError, match="damaged"):
             Lexicon.load(path)
     path.write_bytes(gzip.compress(json.dumps({"format": 99}).encode()))
-    with pytest.raises(UserError, match="format 99, expected 1"):
+    with pytest.raises(UserError, match="format 99, expected 2"):
         Lexicon.load(path)
 
 

@@ -6,11 +6,13 @@ in, and what they share: "círculo rojo", "círculo azul" -> "rojo", "azul", "c�
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from unclip.clip.towers import minilm_tokenizer
 from unclip.data.artworks import load_concepts
 from unclip.data.captions import STYLE_WORDS
 from unclip.data.concepts import hexcode
@@ -42,11 +44,21 @@ def build_lexicon(data: str | Path, cache: str | Path | None = None) -> Lexicon:
         cache: folder of fetched packages.
 
     Raises:
-        UserError: no data there, or emojibase-data cannot be fetched.
+        UserError: no data there, or emojibase-data cannot be fetched, or MiniLM's package is missing.
     """
     records = CaptionedImages(data, split=None).records
     names = translated_names(Path(cache) if cache is not None else default_cache())
-    return make_lexicon(records, names)
+    return make_lexicon(records, names, english_words())
+
+
+def english_words() -> frozenset[str]:
+    """The words, in lower case, that MiniLM's tokenizer has whole: some 20,000 of the commonest.
+
+    Raises:
+        UserError: its package is not installed.
+    """
+    vocabulary = minilm_tokenizer().get_vocab()
+    return frozenset(word for word in vocabulary if re.fullmatch("[a-z]{2,}", word))
 
 
 def translated_names(cache: Path) -> dict[str, dict[str, tuple[str, str]]]:
@@ -75,12 +87,17 @@ def translated_tags(cache: Path, lexicon: Lexicon) -> dict[str, list[str]]:
     return found
 
 
-def make_lexicon(records: Sequence[Record], names: Mapping[str, Mapping[str, tuple[str, str]]]) -> Lexicon:
+def make_lexicon(
+    records: Sequence[Record],
+    names: Mapping[str, Mapping[str, tuple[str, str]]],
+    english: frozenset[str] = frozenset(),
+) -> Lexicon:
     """The lexicon of captions and translated names.
 
     Args:
         records: of the data: split, subject, style and captions are used.
         names: language -> code point -> (name, subject); a subject that the data does not have is left out.
+        english: words that are no typing errors, though no caption has them.
     """
     subjects = {record["subject"] for record in records}
     languages: dict[str, dict[str, str]] = {}
@@ -111,6 +128,7 @@ def make_lexicon(records: Sequence[Record], names: Mapping[str, Mapping[str, tup
         spellings=dict(pair for a, b in SPELLINGS for pair in ((a, b), (b, a))),
         styles=more | own,
         style_words=frozenset(own),
+        english=english,
     )
     captions = {caption for record in records for caption in record["captions"].values()}
     lexicon.keep = frozenset(

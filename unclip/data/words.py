@@ -7,7 +7,7 @@ languages, and a few ways to say the same in English. `understand` takes a promp
     style        "a dog, like a 3D toy" -> "a dog, 3D"
     translation  "un perro rojo" -> "red dog"
     spelling     "gray" -> "grey", "rockets" -> "rocket", "rocekt" -> "rocket"
-    what is left that neither the captions nor the caller's own vocabulary has is named as unknown
+    what is left that neither the captions nor a list of English words has is named as unknown
 
 A caption that the data uses comes out as it went in, and no step but the translation of a whole phrase touches a word
 that the captions use. `unclip.data.lexicon` makes the file.
@@ -20,7 +20,7 @@ import hashlib
 import json
 import re
 import zlib
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,7 +40,7 @@ from unclip.errors import UserError
 from unclip.files import atomic_path
 
 LEXICON_FILE = "lexicon.json.gz"
-FORMAT = 1
+FORMAT = 2
 _LONGEST_PROMPT = 400  # words; what follows is left as it is, CLIP reads far fewer
 
 
@@ -78,6 +78,7 @@ class Lexicon:
         spellings: word -> its other spelling, both ways.
         styles: ways to name a style -> the captions' word for it.
         style_words: those of them that the captions use.
+        english: further words that are no typing errors.
         keep: captions, in lower case, that the rules would change and must not.
     """
 
@@ -87,6 +88,7 @@ class Lexicon:
     spellings: dict[str, str] = field(default_factory=dict)
     styles: dict[str, str] = field(default_factory=dict)
     style_words: frozenset[str] = frozenset()
+    english: frozenset[str] = frozenset()
     keep: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
@@ -99,27 +101,26 @@ class Lexicon:
                     if spaces >= self._longest.get(first, 0):
                         self._longest[first] = spaces + 1
 
-    def understand(self, prompt: str, known: Collection[str] = ()) -> Understood:
-        """The prompt in the captions' words.
-
-        Args:
-            known: further words, in lower case, that are no typing errors: those of CLIP's own vocabulary.
-        """
+    def understand(self, prompt: str) -> Understood:
+        """The prompt in the captions' words."""
         if " ".join(prompt.lower().split()) in self.keep:
             return Understood(prompt, prompt)
         text = self._style_last(strip_request(prompt))
-        text, language, left_out = self._translate(text, known)
-        text = self._respell(text, known)
-        unknown = [word.key for word in words_of(text) if not self.knows(word.key, known)]
+        text, language, left_out = self._translate(text)
+        text = self._respell(text)
+        unknown = [word.key for word in words_of(text) if not self.knows(word.key)]
         return Understood(prompt, text, language, tuple(dict.fromkeys([*left_out, *unknown])))
 
-    def knows(self, word: str, known: Collection[str] = ()) -> bool:
-        """Whether a folded word, or each part of a hyphened one, is in the captions or in `known`."""
+    def knows(self, word: str) -> bool:
+        """Whether a folded word, or each part of a hyphened one, is in the captions or English."""
         parts = [word, *([] if word in self.words else word.split("-")[1:])]
         parts[0] = word if len(parts) == 1 else word.split("-")[0]
         bare = (part.removesuffix("'s") for part in parts)
         return all(
-            part in self.words or part in known or part.isdigit() or (len(part) == 1 and part.isascii())
+            part in self.words
+            or part in self.english
+            or part.isdigit()
+            or (len(part) == 1 and part.isascii())
             for part in bare
         )
 
@@ -155,7 +156,7 @@ class Lexicon:
         by_name = not {*said.split(), said}.isdisjoint({*self.style_words, "emoji", "style"})
         return bool(apart or by_name) and not UNFINISHED.search(found["rest"])
 
-    def _translate(self, text: str, known: Collection[str]) -> tuple[str, str | None, list[str]]:
+    def _translate(self, text: str) -> tuple[str, str | None, list[str]]:
         """English for the phrases of the one other language that explains most -> text, language, words left out."""
         words = words_of(text)[:_LONGEST_PROMPT]
         foreign = [word.key not in self.words for word in words]
@@ -168,7 +169,7 @@ class Lexicon:
                 continue
             matches = self._matches(language, keys, foreign)
             strong = [i for m in matches for i in range(m.first, m.last) if not m.helper and foreign[i]]
-            certain = sum(self._certain(words[i].key, known) for i in strong)
+            certain = sum(self._certain(words[i].key) for i in strong)
             covered = sum(m.last - m.first for m in matches)
             if (
                 strong
@@ -178,11 +179,11 @@ class Lexicon:
                 best = (certain, covered), language, matches
         if best is None:
             return text, None, []
-        return self._in_english(text, words, best[2], known, best[1])
+        return self._in_english(text, words, best[2], best[1])
 
-    def _certain(self, word: str, known: Collection[str]) -> bool:
+    def _certain(self, word: str) -> bool:
         """Whether a word is no English one; a short word may be anything."""
-        return not self.knows(word, known) and (len(word) >= SHORTEST or not word.isascii())
+        return not self.knows(word) and (len(word) >= SHORTEST or not word.isascii())
 
     def _phrases_in(self, words: list[str]) -> list[tuple[int, int, str]]:
         """(first, last, phrase) of all runs of words that some phrase may be."""
@@ -217,7 +218,7 @@ class Lexicon:
         return kept[::-1]
 
     def _in_english(
-        self, text: str, words: list[Word], matches: list[_Match], known: Collection[str], language: str
+        self, text: str, words: list[Word], matches: list[_Match], language: str
     ) -> tuple[str, str, list[str]]:
         parts: list[str] = []
         left_out: list[str] = []
@@ -230,22 +231,22 @@ class Lexicon:
             if i in of_word:
                 parts += [between or " ", of_word[i].english]
             elif i not in inside:
-                if self.knows(word.key, known):
+                if self.knows(word.key):
                     parts += [between, text[word.start : word.end]]
                 else:
                     parts.append(" ")
                     left_out.append(word.key)
         return tidy("".join([*parts, text[end:]])), language, joined_letters(left_out)
 
-    def _respell(self, text: str, known: Collection[str]) -> str:
+    def _respell(self, text: str) -> str:
         parts: list[str] = []
         end = 0
         for word in words_of(text):
-            parts += [text[end : word.start], self._spelled(word.key, text[word.start : word.end], known)]
+            parts += [text[end : word.start], self._spelled(word.key, text[word.start : word.end])]
             end = word.end
         return "".join([*parts, text[end:]])
 
-    def _spelled(self, word: str, typed: str, known: Collection[str]) -> str:
+    def _spelled(self, word: str, typed: str) -> str:
         """One word as the captions have it, or as typed."""
         count = self.words.get(word)
         other = self.spellings.get(word)
@@ -256,9 +257,9 @@ class Lexicon:
             return typed
         if "-" in word:
             pairs = zip(word.split("-"), typed.split("-"), strict=True)
-            return "-".join(self._spelled(key, part, known) for key, part in pairs)
+            return "-".join(self._spelled(key, part) for key, part in pairs)
         form = singular(word, self.words)
-        if form is None and not self.knows(word, known):
+        if form is None and not self.knows(word):
             form = plural(word, self.words) or correct(word, self.words)
         return form or typed
 
@@ -290,6 +291,7 @@ class Lexicon:
             "spellings": self.spellings,
             "styles": self.styles,
             "style_words": sorted(self.style_words),
+            "english": sorted(self.english),
             "keep": sorted(self.keep),
         }
         return json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
@@ -316,6 +318,7 @@ class Lexicon:
                 spellings=content["spellings"],
                 styles=content["styles"],
                 style_words=frozenset(content["style_words"]),
+                english=frozenset(content["english"]),
                 keep=frozenset(content["keep"]),
             )
         except UserError:
