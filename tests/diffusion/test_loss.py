@@ -15,6 +15,7 @@ from unclip.diffusion import (
     DiscreteSchedule,
     HybridLoss,
     MinSNRLoss,
+    SharpLoss,
     SimpleLoss,
     add_noise,
     from_x0,
@@ -168,6 +169,22 @@ def test_the_bound_trains_the_variance_alone() -> None:
     assert_close(gradients[0.0][1], torch.zeros(1))
     assert gradients[0.001][1] is not None
     assert bool(gradients[0.001][1].isfinite() & (gradients[0.001][1] != 0))
+
+
+def test_sharp_loss_is_simple_plus_the_absolute_error() -> None:
+    x0, noise = BATCH
+    t = torch.tensor(T["linear"])
+    denoiser = denoiser_of("linear", "sample")
+    simple = SimpleLoss("flow")(denoiser, x0, t, noise)
+    sharp = SharpLoss("flow", l1_weight=2.0)(denoiser, x0, t, noise)
+    absolute = (torch.tanh(add_noise(x0, noise, *make_schedule("linear").alpha_sigma(t))) - x0).abs().mean()
+    assert_close(sharp["l1"], absolute)
+    assert_close(sharp["loss"], simple["loss"] + 2 * absolute)
+    assert_close(SharpLoss("flow")(denoiser, x0, t, noise)["loss"], simple["loss"])
+    with pytest.raises(UserError, match="predicts the sample, got epsilon"):
+        SharpLoss()(denoiser_of("linear", "epsilon"), x0, t, noise)
+    with pytest.raises(UserError, match="l1_weight must not be negative"):
+        SharpLoss(l1_weight=-1)
 
 
 def test_impossible_losses_are_refused() -> None:

@@ -53,6 +53,8 @@ def test_emoji_on_the_fixture(tiny_model: Path, tmp_path: Path) -> None:
         16,
         "--grid",
         1,
+        "--relations",
+        3,
     ]
     arguments += ["--prior-steps", 1, "--decoder-steps", 1, "--seed", 3]
     result = CliRunner().invoke(app, ["emoji", *map(str, arguments), "--json"], catch_exceptions=False)
@@ -64,6 +66,7 @@ def test_emoji_on_the_fixture(tiny_model: Path, tmp_path: Path) -> None:
     assert list(report["generated"]) == ["Pixels", "Others"]
     assert report["generated"]["Others"]["verdicts"]["all"]["generated"]["subject"]["n"] == 6
     assert report["diversity"]["seeds"] == 4
+    assert report["relations"]["generated"]["relation"]["n"] == 3
     assert "# Evaluation" in (out / "report.md").read_text()
     drawn = sorted((out / "images").glob("*.png"))
     assert Image.open(drawn[0]).size == (16, 16)

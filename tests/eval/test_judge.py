@@ -17,7 +17,7 @@ from unclip.eval.judge import Judge, Whitening
 
 
 def features_of(data: Pictures, net: FeatureNet) -> torch.Tensor:
-    return net([data.rgb(i, 32) for i in range(len(data))], len(data), progress=False)
+    return net([data.rgb(i, 32) for i in range(len(data))], progress=False)
 
 
 def test_prompts_are_dealt_evenly_over_splits(drawn: Pictures) -> None:

@@ -20,6 +20,7 @@ from unclip.diffusion import (
     Denoiser,
     FlowSchedule,
     Guided,
+    SharpLoss,
     SimpleLoss,
     classifier_free,
     denoise,
@@ -43,6 +44,7 @@ class DecoderOptions(SceneOptions):
     time_mean: float = 0.0  # of the logit-normal training times
     time_std: float = 1.0
     min_sigma: float = 0.05
+    l1_weight: float = 0.0  # weight of the absolute error of the predicted picture
     held_out: int = 128
     pictures: int = 32  # drawn at each validation
     picture_steps: int = 20
@@ -78,7 +80,7 @@ class DecoderTask(Task):
         parts = [F.adaptive_avg_pool2d(to_pixels(self.thumbnails[p]), side) for p in trained.split(1024)]
         self.model.fit_draft(self.data.image_embeds[trained].float(), torch.cat(parts))
         self.schedule = FlowSchedule(self.options.time_mean, self.options.time_std)
-        self.measure = SimpleLoss(target="flow", min_sigma=self.options.min_sigma)
+        self.measure = SharpLoss(min_sigma=self.options.min_sigma, l1_weight=self.options.l1_weight)
 
     @classmethod
     def network(cls) -> type[nn.Module]:
@@ -130,14 +132,15 @@ class DecoderTask(Task):
         generator = torch.Generator(x0.device).manual_seed(0)
         t = self.schedule.training_time((torch.arange(len(x0), device=x0.device) + 0.5) / len(x0))
         denoiser = Denoiser(model, self.schedule, "sample")
+        measure = SimpleLoss("flow", self.options.min_sigma)  # comparable whatever else is trained for
         noise = normal_like(x0, generator)
         total = 0.0
         for part in torch.arange(len(x0), device=x0.device).split(32):
             rows = {key: value[part] for key, value in condition.items()}
             clean = {"noise_level": torch.zeros(len(part), device=x0.device)}
-            total += float(
-                self.measure(denoiser, x0[part], t[part], noise[part], rows | clean)["loss"]
-            ) * len(part)
+            total += float(measure(denoiser, x0[part], t[part], noise[part], rows | clean)["loss"]) * len(
+                part
+            )
         return total / len(x0)
 
     def _generate(self, model: nn.Module, condition: Batch) -> Tensor:

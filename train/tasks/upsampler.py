@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from unclip.data.degradations import down, gaussian_blur
 from unclip.data.images import on_background
 from unclip.data.render import render_svg, require_renderer
-from unclip.diffusion import Denoiser, FlowSchedule, SimpleLoss, add_noise, denoise, initial_noise
+from unclip.diffusion import Denoiser, FlowSchedule, SharpLoss, denoise, initial_noise
 from unclip.errors import UserError
 from unclip.models import Upsampler
 from unclip.models.saved import load_network
@@ -82,7 +82,7 @@ class UpsamplerTask(Task):
         # Small copies tell where in a picture there is something to see.
         self.thumbnails = load_thumbnails(self.pictures, 64, config.limit)
         self.schedule = FlowSchedule(self.options.time_mean, self.options.time_std)
-        self.measure = SimpleLoss(target="flow", min_sigma=self.options.min_sigma)
+        self.measure = SharpLoss(min_sigma=self.options.min_sigma, l1_weight=self.options.l1_weight)
         self.model = Upsampler(**config.model, schedule="flow", prediction_type="sample", time_scale=1000.0)
 
     @classmethod
@@ -146,11 +146,7 @@ class UpsamplerTask(Task):
         condition = {key: batch[key] for key in ("low_res", "noise_level")}
         t = self.schedule.sample_t(len(x0), generator)
         noise = normal_like(x0, generator)
-        denoiser = Denoiser(model, self.schedule, "sample")
-        prediction, _ = denoiser.predict(add_noise(x0, noise, *self.schedule.alpha_sigma(t)), t, condition)
-        losses = self.measure.of_prediction(denoiser, prediction, x0, t, noise)
-        l1 = F.l1_loss(prediction, x0)
-        return losses | {"loss": losses["loss"] + self.options.l1_weight * l1, "l1": l1.detach()}
+        return self.measure(Denoiser(model, self.schedule, "sample"), x0, t, noise, condition)
 
     def validate(self, model: nn.Module) -> dict[str, float | Image.Image]:
         """PSNR (dB) of held-out crops against that of bicubic enlargement; low, bicubic, made and true side by side."""

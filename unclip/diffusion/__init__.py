@@ -4,7 +4,7 @@ from unclip.diffusion.denoiser import Conditions, Denoiser, Posterior
 from unclip.diffusion.gaussian import gaussian_kl, q_posterior, reverse_log_variances
 from unclip.diffusion.guidance import Guided, classifier_free
 from unclip.diffusion.likelihood import BitsPerDim, bits_per_dim, prior_kl, vlb_term, vlb_terms
-from unclip.diffusion.loss import HybridLoss, MinSNRLoss, SimpleLoss
+from unclip.diffusion.loss import HybridLoss, MinSNRLoss, SharpLoss, SimpleLoss
 from unclip.diffusion.prediction import PREDICTION_TYPES, add_noise, from_x0, target, to_x0
 from unclip.diffusion.sample import denoise, initial_noise, noise_level, noise_to_step, prepared
 from unclip.diffusion.schedule import DiscreteSchedule, FlowSchedule, Schedule, make_schedule
@@ -21,6 +21,7 @@ __all__ = [
     "MinSNRLoss",
     "Posterior",
     "Schedule",
+    "SharpLoss",
     "SimpleLoss",
     "add_noise",
     "bits_per_dim",

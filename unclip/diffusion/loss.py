@@ -11,6 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from unclip.diffusion.denoiser import Conditions, Denoiser
@@ -69,6 +70,34 @@ class SimpleLoss(_WeightedMSE):
             return torch.ones_like(alpha)
         own = error_scale(prediction_type, alpha, sigma).clamp(min=self.min_sigma)
         return (error_scale(self.target, alpha, sigma) / own) ** 2
+
+
+class SharpLoss(SimpleLoss):
+    """SimpleLoss plus l1_weight · mean absolute error of x_0, for a network that predicts the sample.
+
+    The absolute error's minimum is the median, so where an edge is somewhere within a pixel the picture chooses a side,
+    where the mean would be a blur: a sharp guess even in one step from t = 1.
+    """
+
+    def __init__(self, target: str = "flow", min_sigma: float = 0.05, l1_weight: float = 0.0) -> None:
+        super().__init__(target, min_sigma)
+        if l1_weight < 0:
+            raise UserError(
+                f"l1_weight must not be negative, got {l1_weight}: 0 leaves the absolute error out"
+            )
+        self.l1_weight = l1_weight
+
+    def of_prediction(
+        self, denoiser: Denoiser, prediction: Tensor, x0: Tensor, t: Tensor, noise: Tensor
+    ) -> dict[str, Tensor]:
+        """As SimpleLoss gives it, and "l1"."""
+        if denoiser.prediction_type != "sample":
+            raise UserError(
+                f"SharpLoss needs a network that predicts the sample, got {denoiser.prediction_type}"
+            )
+        losses = super().of_prediction(denoiser, prediction, x0, t, noise)
+        l1 = F.l1_loss(prediction, x0)
+        return {**losses, "loss": losses["loss"] + self.l1_weight * l1, "l1": l1.detach()}
 
 
 class MinSNRLoss(_WeightedMSE):

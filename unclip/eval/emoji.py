@@ -29,10 +29,11 @@ from unclip.data.scenes import ComposedScenes
 from unclip.data.splits import SPLITS
 from unclip.errors import UserError
 from unclip.eval.bootstrap import bootstrap
+from unclip.eval.cache import features_of_all
 from unclip.eval.choice import Pictures, choose, draw_caption
 from unclip.eval.features import FeatureNet
 from unclip.eval.generated import generated_part
-from unclip.eval.model import EMBED_BATCH, Model, Options, encode_texts, real_embeds
+from unclip.eval.model import EMBED_BATCH, JUDGED_AT, Model, Options, clip_features, encode_texts
 from unclip.eval.relations import relation_part
 from unclip.eval.retrieval import chance, ranks
 
@@ -62,7 +63,9 @@ def evaluate(
         Every measured share or mean is {"value", "low", "high", "n"}: its 95 % interval and the
         number of cases.
     """
-    embeds = real_embeds(data, model, cache, options.progress)
+    judges = judges if options.prompts else []
+    kept = [clip_features(model), *(judge.features for judge in judges)]
+    embeds, *galleries = features_of_all(data, kept, cache, JUDGED_AT, options.progress)
     counts = {split: sum(record["split"] == split for record in data.records) for split in SPLITS}
     report: Report = {
         "settings": {**asdict(options), **model.settings, "model": model.fingerprint},
@@ -73,8 +76,8 @@ def evaluate(
     if options.prompts:
         if not judges:
             raise UserError("generated pictures need a judge; expected a feature network, got none")
-        report |= generated_part(data, model, judges, embeds, out, cache, options)
-    if scenes is not None and options.relations:
+        report |= generated_part(data, model, list(zip(judges, galleries, strict=True)), embeds, out, options)
+    if scenes is not None:
         report["relations"] = relation_part(scenes, options.relations, model, out, options)
     return report
 

@@ -23,7 +23,7 @@ from unclip.eval.bootstrap import bootstrap
 from unclip.eval.choice import Asked, Pictures, choose, choose_stratified
 from unclip.eval.distribution import NEIGHBOUR, cmmd, diversity, within
 from unclip.eval.drawing import draw_pictures
-from unclip.eval.features import FeatureNet, gallery_features
+from unclip.eval.features import FeatureNet
 from unclip.eval.frechet import fit_gaussian, frechet_distance
 from unclip.eval.grids import Cell, save_grid
 from unclip.eval.judge import Judge, Whitening
@@ -80,15 +80,15 @@ class Floor:
 def generated_part(
     data: Pictures,
     model: Model,
-    nets: Sequence[FeatureNet],
+    nets: Sequence[tuple[FeatureNet, Tensor]],
     embeds: Tensor,
     out: Path,
-    cache: Path,
     options: Options,
 ) -> Figures:
     """Draw and judge.
 
     Args:
+        nets: the judges, each with its features of all real pictures [N,F].
         embeds: CLIP's of all real pictures [N,D].
 
     Returns:
@@ -99,17 +99,14 @@ def generated_part(
     found = closest_seen(data, model, embeds, drawn.asked)
     floor = Floor.of(data, drawn, options.seed)
     figures: Figures = {"generated": {}}
-    for net in nets:
-        gallery = gallery_features(net, data, cache, JUDGED_AT, options.progress)
-        made, true = (
-            net(each, len(each), progress=options.progress) for each in (drawn.pictures, drawn.true)
-        )
+    for net, gallery in nets:
+        made, true = (net(each, options.progress) for each in (drawn.pictures, drawn.true))
         judge = Judge(gallery, data.records)
         verdicts = verdict_rows(judge, drawn.asked, made, true, gallery[found])
         figures["generated"][net.name] = judged(
             judge, drawn, verdicts, made, true, gallery, floor, options.seed
         )
-        if net is nets[0]:
+        if net is nets[0][0]:
             near = judge.nearest(made)
             figures["failures"] = _failures(data, drawn.asked, near, verdicts["generated"])
             figures["grids"] = _grids(data, drawn, near, out, options)
@@ -250,7 +247,7 @@ def diversity_part(
     for k in range(1, MORE_SEEDS + 1):
         again = [replace(drawn.asked[i], seed=drawn.asked[i].seed + k) for i in first]
         sets.append(_draw(again, model, out / f"images-{k}", options))
-    features = [whiten(net(pictures, len(pictures), progress=options.progress)) for pictures in sets]
+    features = [whiten(net(pictures, options.progress)) for pictures in sets]
     by_prompt = torch.stack(features, dim=1)  # [P, S, F]
     figures = {"within": bootstrap(diversity(by_prompt), seed=options.seed).as_dict(), "seeds": len(sets)}
     if len(first) > 1:

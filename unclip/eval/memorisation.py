@@ -31,13 +31,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from unclip.data.progress import track
 from unclip.data.splits import SPLITS
 from unclip.errors import UserError
 from unclip.eval.bootstrap import bootstrap, bootstrap_quantile
-from unclip.eval.cache import cached
+from unclip.eval.cache import Features, features_of_all
 from unclip.eval.choice import Asked, Pictures, choose
-from unclip.eval.features import FeatureNet, gallery_features
+from unclip.eval.features import FeatureNet
 from unclip.eval.generated import Drawn, draw
 from unclip.eval.grids import save_pairs
 from unclip.eval.judge import Whitening
@@ -100,21 +99,18 @@ def ink(pictures: Sequence[np.ndarray]) -> Tensor:
 def pixel_measure(data: Pictures, cache: Path, progress: bool = True) -> Measure:
     """The measure `pixels`; the coarse real pictures are kept in `cache`."""
 
-    def compute() -> Tensor:
-        rows = track(range(len(data)), "coarse pictures", total=len(data), show=progress)
-        return torch.cat([(ink([data.rgb(i, DRAWN_AT)]) * 255).round().byte() for i in rows])
-
-    kept = cached(cache / "eval-ink.safetensors", f"{DRAWN_AT} {COARSE} {data.fingerprint()}", compute)
+    coarse = Features(
+        "eval-ink.safetensors", f"{DRAWN_AT} {COARSE}", lambda pictures: (ink(pictures) * 255).round().byte()
+    )
+    (kept,) = features_of_all(data, [coarse], cache, DRAWN_AT, progress)
     return Measure("pixels", kept.float() / 255, ink)
 
 
 def feature_measure(data: Pictures, net: FeatureNet, cache: Path, progress: bool = True) -> Measure:
     """The measure `features`, from the features that `unclip eval emoji` keeps in `cache`."""
-    raw = gallery_features(net, data, cache, JUDGED_AT, progress)
+    (raw,) = features_of_all(data, [net.features], cache, JUDGED_AT, progress)
     whiten = Whitening(raw)
-    return Measure(
-        "features", whiten(raw), lambda pictures: whiten(net(pictures, len(pictures), progress=progress))
-    )
+    return Measure("features", whiten(raw), lambda pictures: whiten(net(pictures, progress)))
 
 
 def nearest(

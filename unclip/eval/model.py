@@ -12,9 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unclip.data.progress import track
 from unclip.errors import UserError
-from unclip.eval.cache import cached
+from unclip.eval.cache import Features, features_of_all
 from unclip.eval.choice import Pictures
 from unclip.eval.drawing import Generate
 
@@ -93,27 +92,21 @@ class Options(Drawing):
     relations: int = 40
 
 
+def clip_features(model: Model) -> Features:
+    """CLIP's embeddings of pictures, of unit norm, as what to keep of all real ones."""
+    return Features(
+        "eval-clip.safetensors",
+        model.clip_fingerprint,
+        lambda pictures: F.normalize(model.encode_image(np.stack(pictures)).float().cpu(), dim=-1),
+    )
+
+
 def real_embeds(data: Pictures, model: Model, cache: Path, progress: bool = True) -> Tensor:
     """CLIP's embeddings of all real pictures -> [N,D], unit norm; kept in `cache`."""
-
-    def compute() -> Tensor:
-        starts = range(0, len(data), EMBED_BATCH)
-        parts = [
-            model.encode_image(_real(data, range(i, min(i + EMBED_BATCH, len(data))), JUDGED_AT))
-            for i in track(starts, "CLIP embeddings", total=len(starts), show=progress)
-        ]
-        return F.normalize(torch.cat(parts).float().cpu(), dim=-1)
-
-    fingerprint = f"{model.clip_fingerprint} {data.fingerprint()} {JUDGED_AT}"
-    return cached(cache / "eval-clip.safetensors", fingerprint, compute)
+    return features_of_all(data, [clip_features(model)], cache, JUDGED_AT, progress)[0]
 
 
 def encode_texts(model: Model, texts: Sequence[str]) -> Tensor:
     """CLIP's embeddings of N captions -> [N,D], unit norm, on the CPU."""
     parts = [model.encode_text(texts[i : i + EMBED_BATCH]) for i in range(0, len(texts), EMBED_BATCH)]
     return F.normalize(torch.cat(parts).float().cpu(), dim=-1)
-
-
-def _real(data: Pictures, rows: Sequence[int], size: int) -> np.ndarray:
-    """uint8 [N,size,size,3]."""
-    return np.stack([data.rgb(i, size) for i in rows])

@@ -65,7 +65,7 @@ def unseen_scenes(pictures: CaptionedImages, options: Options) -> ComposedScenes
     Raises:
         UserError: there are too few subjects to compose scenes of.
     """
-    if not options.relations:
+    if not (options.prompts and options.relations):
         return None
     return ComposedScenes(
         pictures, options.seed, CANDIDATES * options.relations, split="test", size=SEARCHED_AT
@@ -176,10 +176,19 @@ def _template(sprite: np.ndarray, background: str, side: int) -> Tensor:
 def _correlation(template: Tensor, x: Tensor) -> Tensor:
     """Scores [S-n+1, S-n+1] of a template [1, C, n, n] without means at every place of x [1, C, S, S]."""
     n, contrast = template.shape[-1], float(template.norm())
-    along = F.conv2d(x, template)[0, 0]
-    mean, square = (F.avg_pool2d(each, n, stride=1)[0] for each in (x, x**2))  # [C, S-n+1, S-n+1]
+    size = x.shape[-2:]
+    spectrum = torch.fft.rfft2(x[0]) * torch.fft.rfft2(template[0], s=size).conj()
+    along = torch.fft.irfft2(spectrum, s=size).sum(0)[: size[0] - n + 1, : size[1] - n + 1]
+    mean, square = (_window_means(each[0], n) for each in (x, x**2))  # [C, S-n+1, S-n+1]
     own = ((square - mean**2).clamp(min=0).sum(0) * n * n).sqrt()
     return along / (contrast * own.clamp(min=FLAT * contrast) + 1e-8)
+
+
+def _window_means(x: Tensor, n: int) -> Tensor:
+    """Means over all n x n windows of x [C, S, S] -> [C, S-n+1, S-n+1], by sums over corners."""
+    sums = F.pad(x.double().cumsum(1).cumsum(2), (1, 0, 1, 0))
+    windows = sums[:, n:, n:] - sums[:, :-n, n:] - sums[:, n:, :-n] + sums[:, :-n, :-n]
+    return (windows / n**2).float()
 
 
 def _threshold(scenes: Sequence[Scene], seed: int) -> float:
