@@ -126,7 +126,9 @@ def plan(config: TrainConfig, measured_steps: int = 3) -> str:
     # A few samples tell how long a step takes.
     limit = min(config.limit or 256, 256)
     cache = config.cache if config.cache is None or has_cache(config.cache) else None
-    small = replace(config, limit=limit, cache=cache, output=config.output or "unused")
+    # Scenes would have to be embedded first; a step with some costs what one without does.
+    task_options = {key: 0 if key == "scenes" else value for key, value in config.task.items()}
+    small = replace(config, limit=limit, cache=cache, output=config.output or "unused", task=task_options)
     task = make_task(small)
     trainer = Trainer(small, task)
     parameters = sum(p.numel() for p in task.model.parameters())

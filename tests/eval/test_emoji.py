@@ -61,6 +61,7 @@ def test_a_perfect_model(
     assert verdicts["train"]["lookup"]["both"]["value"] == 1
     assert verdicts["unseen"]["lookup"]["subject"]["value"] == 0
     as_a_set = report["generated"]["Pixels"]
+    assert as_a_set["frechet"]["lookup"] >= 0.98 * as_a_set["frechet"]["real"]
     assert as_a_set["frechet"]["generated"] == pytest.approx(as_a_set["frechet"]["real"], rel=0.02)
     assert as_a_set["precision"]["generated"]["value"] == as_a_set["recall"]["generated"]["value"] == 1
     # Pairs of a picture with itself count across the two sets, not within one.

@@ -7,22 +7,21 @@ import pytest
 import torch
 from PIL import Image
 
-from unclip.data import ComposedScenes
 from unclip.errors import UserError
 from unclip.eval.model import Model, Options
-from unclip.eval.relations import Place, choose_scenes, find, holds, relation_part, unseen_scenes
+from unclip.eval.relations import Place, RelationTest, find, holds, relation_part
 
 OPTIONS = Options(size=64, relations=6, progress=False)
 
 
 @pytest.fixture(scope="module")
-def scenes(real) -> ComposedScenes:
-    found = unseen_scenes(real, OPTIONS)
-    assert found is not None
-    return found
+def relation_test(real) -> RelationTest:
+    made = RelationTest.make(real, OPTIONS)
+    assert made is not None
+    return made
 
 
-def drawing_model(scenes: ComposedScenes, pictures: dict[str, np.ndarray]) -> Model:
+def drawing_model(pictures: dict[str, np.ndarray]) -> Model:
     """Draws each caption's picture."""
     return Model(
         encode_image=lambda pixels: torch.zeros(len(pixels), 4),
@@ -34,8 +33,8 @@ def drawing_model(scenes: ComposedScenes, pictures: dict[str, np.ndarray]) -> Mo
     )
 
 
-def test_a_sprite_is_found_at_its_place_and_size(scenes):
-    scene = choose_scenes(scenes, 1)[0]
+def test_a_sprite_is_found_at_its_place_and_size(relation_test):
+    scene = relation_test.scenes[0]
     for sprite, (_, x0, y0, x1, y1) in zip(scene.sprites, scene.boxes, strict=True):
         place = find(sprite, scene.background, scene.image)
         assert place.score > 0.9
@@ -64,10 +63,10 @@ def test_relations_are_directions(relation, second, expected):
     assert holds(relation, Place(1, 0.5, 0.5), Place(1, *second)) is expected
 
 
-def test_real_scenes_are_right_and_swapped_ones_are_not(scenes, tmp_path):
-    chosen = choose_scenes(scenes, 6)
-    model = drawing_model(scenes, {scene.caption: scene.image for scene in chosen})
-    figures = relation_part(scenes, 6, model, tmp_path, OPTIONS)
+def test_real_scenes_are_right_and_swapped_ones_are_not(relation_test, tmp_path):
+    chosen = relation_test.scenes
+    model = drawing_model({scene.caption: scene.image for scene in chosen})
+    figures = relation_part(relation_test, model, tmp_path, OPTIONS)
     assert figures["generated"] == figures["real"]
     assert figures["real"]["relation"]["value"] >= 5 / 6
     assert figures["other"]["relation"]["value"] <= 1 / 6
@@ -78,15 +77,31 @@ def test_real_scenes_are_right_and_swapped_ones_are_not(scenes, tmp_path):
         )
         for scene in chosen
     }
-    figures = relation_part(scenes, 6, drawing_model(scenes, flipped), tmp_path / "flipped", OPTIONS)
+    figures = relation_part(relation_test, drawing_model(flipped), tmp_path / "flipped", OPTIONS)
     assert figures["generated"]["relation"]["value"] == 0
 
 
-def test_prompts_name_their_style_and_show_what_training_never_does(scenes):
-    for scene in choose_scenes(scenes, 6):
-        assert scene.style in scene.caption
-        assert len(scene.sprites) == len(scene.boxes) == 2
-    assert scenes.split == "test"
-    with pytest.raises(UserError, match="make more"):
-        choose_scenes(scenes, 10_000)
-    assert unseen_scenes(scenes.ds, Options(relations=0)) is None
+def test_a_faint_sprite_scores_little(relation_test):
+    """Contrast down to a tenth does not matter, below it does."""
+    scene = relation_test.scenes[0]
+    picture = scene.image.astype(np.float32)
+    scores = [
+        find(
+            scene.sprites[0], scene.background, (128 + (picture - 128) * contrast).round().astype(np.uint8)
+        ).score
+        for contrast in (1.0, 0.5, 0.04)
+    ]
+    assert scores[1] == pytest.approx(scores[0], abs=0.02)
+    assert scores[2] < 0.6 * scores[0]
+
+
+def test_prompts_name_their_style_and_show_two_things(relation_test, real):
+    assert len(relation_test.scenes) == 6
+    for scene in relation_test.scenes:
+        assert f", {scene.style}" in scene.caption
+        assert len(scene.sprites) == len(scene.boxes) == len(set(scene.subjects)) == 2
+    assert 0.3 < relation_test.threshold < 0.95
+    for none in ({"relations": 0}, {"prompts": 0}):
+        assert RelationTest.make(real, Options(**none)) is None
+    with pytest.raises(UserError, match="for 0"):
+        RelationTest.make(real, Options(relations=1))

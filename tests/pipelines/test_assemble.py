@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 
 from unclip.errors import UserError
-from unclip.models import Decoder
+from unclip.models import Decoder, MLPPrior
 from unclip.pipelines import UnCLIPTextToImagePipeline
 from unclip.pipelines.assemble import assemble, default_scheduler
 
@@ -54,6 +54,35 @@ def test_runs_become_a_model(
     own = tiny_pipeline.settings()
     settings = {name: value for name, value in vars(own).items() if name not in defaults} | defaults
     assert_close(picture(pipe, **settings), picture(tiny_pipeline, **settings), atol=0.02, rtol=0)
+
+
+def test_an_mlp_serves_as_the_prior(
+    tiny_pipeline: UnCLIPTextToImagePipeline, runs: dict[str, Path], tmp_path: Path
+) -> None:
+    """With guidance against a shorter caption, several candidates, and pictures that do not depend on their batch."""
+    clip = tiny_pipeline.clip
+    prior = MLPPrior(
+        embed_dim=clip.embed_dim, token_dim=clip.token_dim, width=16, hidden=24, condition=8, max_tokens=16
+    )
+    prior.set_embed_statistics(clip.embed_mean, clip.embed_std)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in prior.parameters():
+        parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
+    prior.save_pretrained(tmp_path / "mlp")
+    out = assemble(**runs | {"prior": tmp_path / "mlp"}, out=tmp_path / "model", dtype=torch.float32)
+    pipe = UnCLIPTextToImagePipeline.from_pretrained(out)
+    assert type(pipe.prior) is MLPPrior
+    pipe.set_progress_bar_config(disable=True)
+
+    def embeds(*prompts: str, **settings: float) -> torch.Tensor:
+        seeds = [torch.Generator().manual_seed(len(prompt)) for prompt in prompts]
+        return pipe(list(prompts), size=16, generator=seeds, num_prior_candidates=3, **settings).image_embeds
+
+    together = embeds("a red apple", "a small blue house on the left of the green cat")
+    assert_close(together[:1], embeds("a red apple"), rtol=1e-4, atol=1e-5)
+    assert (together[0] - together[1]).abs().max() > 1e-3
+    unguided = embeds("a red apple", prior_guidance_scale=1)
+    assert (unguided - together[:1]).abs().max() > 1e-4
 
 
 def test_a_part_is_replaced(runs: dict[str, Path], tmp_path: Path) -> None:

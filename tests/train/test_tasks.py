@@ -293,6 +293,12 @@ def test_upsampler_learns_from_what_the_stage_before_makes(tmp_path: Path) -> No
     for wrong, message in ((tmp_path / "nowhere", "config.json is missing"), (tmp_path, "multiple of 16")):
         with pytest.raises(UserError, match=message):
             task_of("upsampler-256", "unused", f"task.before={wrong}", "task.crop=24")
+    for option in ("before_share=1.5", "before_steps=0"):
+        with pytest.raises(UserError, match=rf"task\.{option.split('=')[0]}: expected"):
+            task_of("upsampler-256", "unused", f"task.{option}")
+    Upsampler(channels=(8,), schedule="cosine").save_pretrained(tmp_path / "cosine")
+    with pytest.raises(UserError, match="expected an upsampler of schedule flow"):
+        task_of("upsampler-256", "unused", f"task.before={tmp_path / 'cosine'}")
 
 
 def test_upsampler_1024_draws_vector_pictures_only() -> None:
@@ -361,6 +367,9 @@ def test_a_share_of_the_samples_are_scenes(
         pictures = task._samples(chosen, np.zeros(4, dtype=np.int64))["pictures"]
         assert_close(pictures[1], torch.from_numpy(composed.rgb(2, 16)).permute(2, 0, 1))
         assert_close(pictures[2], task.thumbnails[3])
+    copy = pickle.loads(pickle.dumps(task))  # noqa: S301 - as spawned workers get it
+    a, b = (each.draw(8, np.random.default_rng(1)) for each in (task, copy))
+    assert all(torch.equal(a[key], b[key]) for key in a)
     mean, _ = task.data.statistics()
     assert_close(mean, task.data.image_embeds[: len(real)].mean(0))
 

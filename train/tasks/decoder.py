@@ -52,7 +52,7 @@ class DecoderOptions(SceneOptions):
 
 
 class DecoderTask(Task):
-    """Trains `Decoder` on thumbnails on white, all in memory as uint8."""
+    """Trains `Decoder` on thumbnails on white, all in memory as uint8, and on scenes, painted when they are drawn."""
 
     name = "decoder"
     Options = DecoderOptions

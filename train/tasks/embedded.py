@@ -33,6 +33,9 @@ RANDOM_CLIP: dict[str, Any] = {
 # and make the batches less alike.
 LENGTH_GROUPS = 4
 
+# Not the run's: runs of any seed share the embeddings of the same scenes.
+SCENE_SEED = 0
+
 
 @dataclass(frozen=True, kw_only=True)
 class SceneOptions:
@@ -85,8 +88,8 @@ class EmbeddedPictures:
         self.scenes: ComposedScenes | None = None
         self._scene_share = options.scene_share
         if options.scenes:
-            self.scenes = ComposedScenes(self.pictures, config.seed, options.scenes)
-            self.cache = self.cache.joined(load_cache(config, self.scenes, "-scenes"))
+            self.scenes = ComposedScenes(self.pictures, SCENE_SEED, options.scenes)
+            self.cache = self.cache.joined(load_cache(config, self.scenes, f"-{options.scenes}-scenes"))
         self.max_tokens = max_tokens
         self.image_embeds = torch.as_tensor(self.cache.image_embeds)
         # Ragged lists of captions as one array and its offsets, so that drawing needs no loop.
@@ -134,8 +137,8 @@ class EmbeddedPictures:
         """
         indices = self.sampling.draw(n * LENGTH_GROUPS, rng)
         if self.scenes is not None:
-            chosen = rng.random(len(indices)) < self._scene_share
-            indices[chosen] = len(self.pictures) + rng.integers(len(self.scenes), size=int(chosen.sum()))
+            composed = rng.random(len(indices)) < self._scene_share
+            indices[composed] = len(self.pictures) + rng.integers(len(self.scenes), size=int(composed.sum()))
         captions = self.draw_captions(indices, rng)
         groups = np.argsort(self._text_lengths[captions], kind="stable").reshape(LENGTH_GROUPS, n)
         chosen = groups[rng.integers(LENGTH_GROUPS)]
@@ -188,10 +191,13 @@ def load_cache(config: TrainConfig, pictures: Captioned, suffix: str = "") -> Em
     if target is not None and target.is_file():
         checked_with = None if config.clip is None else load_clip(config.clip)
         found = EmbeddingCache.load(target, checked_with, pictures)
-        if len(found.image_embeds) != len(pictures):
+        ends = (0, len(pictures) - 1)
+        if len(found.image_embeds) != len(pictures) or any(
+            [found.texts[m] for m in found.caption_of[i]] != pictures.captions(i) for i in ends
+        ):
             raise UserError(
-                f"{target} holds {len(found.image_embeds)} pictures, expected {len(pictures)}: delete it, and it is "
-                "made again"
+                f"{target} holds {len(found.image_embeds)} pictures, expected {len(pictures)} with the captions of "
+                "this data: delete it, and it is made again"
             )
         return found
     if config.clip is None:

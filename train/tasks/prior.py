@@ -172,12 +172,12 @@ class MLPPriorTask(PriorTask):
     """Trains `MLPPrior`, which learns ten times as many captions in the same time."""
 
     name = "prior-mlp"
-    SAMPLED = 16_384  # captions whose statistics stand for all
+    SAMPLED = 2_048  # captions whose statistics stand for all
 
     def __init__(self, config: TrainConfig) -> None:
         super().__init__(config)
         assert isinstance(self.model, MLPPrior)
-        captions = np.random.default_rng(config.seed).permutation(len(self.text_embeds))[: self.SAMPLED]
+        _, captions = self.data.draw(self.SAMPLED, np.random.default_rng(config.seed))
         text = self.data.text(captions)
         states = text["text_tokens"][text["text_mask"]]
         self.model.set_text_statistics(self.text_embeds[indices_of(captions)], states)

@@ -56,6 +56,13 @@ class UpsamplerOptions:
     picture_steps: int = 8
     skip_styles: tuple[str, ...] = ()  # styles that are too slow to render
 
+    def __post_init__(self) -> None:
+        """Reject what no run can have, before data is loaded."""
+        if not 0 <= self.before_share <= 1:
+            raise UserError(f"task.before_share: expected a share from 0 to 1, got {self.before_share}")
+        if self.before_steps < 1:
+            raise UserError(f"task.before_steps: expected at least 1, got {self.before_steps}")
+
 
 class UpsamplerTask(Task):
     """Trains `Upsampler`; subclasses say where a high-resolution crop comes from."""
@@ -93,6 +100,11 @@ class UpsamplerTask(Task):
         if self.options.before is None:
             return None
         before: Upsampler = load_network(Upsampler, self.options.before).eval()
+        trained = (before.config.schedule, before.config.prediction_type)
+        if trained != ("flow", "sample"):
+            raise UserError(
+                f"task.before: expected an upsampler of schedule flow that predicts sample, got {trained}"
+            )
         whole = self.config.model["factor"] * before.factor
         if self.options.crop % whole:
             raise UserError(

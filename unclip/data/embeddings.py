@@ -69,7 +69,7 @@ class Captioned(Protocol):
 
 @dataclass(frozen=True)
 class EmbeddingCache:
-    """N pictures, M distinct texts, their T tokens.
+    """N pictures, M texts (each but once, unless caches were joined), their T tokens.
 
     Attributes:
         image_embeds: float32 [N, D], normalised, pictures on white (scenes as they are).

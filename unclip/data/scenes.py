@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -48,10 +47,14 @@ _MARGIN = 0.02
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """One scene; boxes and sprites are in the caption's order, so `relation` holds between the first and the second."""
+    """One scene; its objects are in the order in which the caption names them.
+
+    `relation` holds between the first and the second.
+    """
 
     image: np.ndarray  # uint8 [S, S, 3]
     caption: str
+    subjects: list[str]
     boxes: list[tuple[str, float, float, float, float]]  # (name, x0, y0, x1, y1), 0..1 of the picture
     sprites: list[np.ndarray]  # RGBA, uint8 [n, n, 4], for a picture of twice the side
     relation: str | None  # left of, right of, above, below, in a row; None for one object
@@ -110,11 +113,11 @@ class ComposedScenes:
         if not self._sprites:
             raise UserError(
                 f"{ds.path} has too few objects to compose scenes; expected 3 or more emoji of things in one style; "
-                "train without scenes (task.scenes=0)"
+                "do without scenes (task.scenes=0 in training)"
             )
         weights = np.array([ds.weights[found].sum() for found in self._sprites.values()])
         self._style_weights = weights / weights.sum()
-        self._main_hue = lru_cache(maxsize=None)(self._measure_hue)
+        self._hues: dict[int, float | None] = {}
 
     def __len__(self) -> int:
         return self.length
@@ -130,6 +133,7 @@ class ComposedScenes:
         return Scene(
             image=image,
             caption=caption,
+            subjects=[layout.objects[i].subject for i in order],
             boxes=[boxes[i] for i in order],
             sprites=[sprites[i] for i in order],
             relation=relation,
@@ -187,8 +191,10 @@ class ComposedScenes:
         free = wants_tint and colour_is_free(self.ds.records[i]) and self._main_hue(i) is not None
         return _Object(index=i, subject=subject, colour=colour if free else None, x=0.5, y=0.5, side=1.0)
 
-    def _measure_hue(self, i: int) -> float | None:
-        return main_hue(self.ds.rgba(i, 64))
+    def _main_hue(self, i: int) -> float | None:
+        if i not in self._hues:
+            self._hues[i] = main_hue(self.ds.rgba(i, 64))
+        return self._hues[i]
 
     def _sprite(self, thing: _Object, size: int) -> np.ndarray:
         """uint8 [n, n, 4] for a scene of side `size`, tinted if the object has a colour."""

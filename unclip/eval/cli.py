@@ -301,11 +301,12 @@ def _evaluate(
     import json
 
     from unclip.data import CaptionedImages
+    from unclip.errors import UserError
     from unclip.eval.cache import cache_folder
     from unclip.eval.emoji import evaluate
     from unclip.eval.features import FEATURE_NETS, load_feature_net
     from unclip.eval.model import Options
-    from unclip.eval.relations import unseen_scenes
+    from unclip.eval.relations import RelationTest
     from unclip.eval.tables import report_markdown
     from unclip.files import atomic_path
     from unclip.pipelines.loading import choose_device
@@ -319,8 +320,13 @@ def _evaluate(
     nets = [load_feature_net(name, place) for name in names]
     adapter = load_model(model, checked.size, settings, device)
     pictures = CaptionedImages(data, split=None)
-    scenes = unseen_scenes(CaptionedImages(data, split="train"), checked)
-    report = evaluate(pictures, adapter, nets, out, cache_folder(data, out), checked, scenes)
+    relations = None
+    if checked.prompts and checked.relations:
+        try:
+            relations = RelationTest.make(CaptionedImages(data, split="train"), checked)
+        except UserError as error:  # own data may have nothing to compose scenes of
+            typer.echo(f"relations are left out: {error}", err=True)
+    report = evaluate(pictures, adapter, nets, out, cache_folder(data, out), checked, relations)
     for name, text in (("report.json", json.dumps(report, indent=2)), ("report.md", report_markdown(report))):
         with atomic_path(out / name) as temporary:
             temporary.write_text(text + "\n", encoding="utf-8")

@@ -25,7 +25,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unclip.data.progress import track
-from unclip.data.scenes import ComposedScenes
 from unclip.data.splits import SPLITS
 from unclip.errors import UserError
 from unclip.eval.bootstrap import bootstrap
@@ -34,7 +33,7 @@ from unclip.eval.choice import Pictures, choose, draw_caption
 from unclip.eval.features import FeatureNet
 from unclip.eval.generated import generated_part
 from unclip.eval.model import EMBED_BATCH, JUDGED_AT, Model, Options, clip_features, encode_texts
-from unclip.eval.relations import relation_part
+from unclip.eval.relations import RelationTest, relation_part
 from unclip.eval.retrieval import chance, ranks
 
 Report = dict[str, Any]
@@ -47,13 +46,13 @@ def evaluate(
     out: Path,
     cache: Path,
     options: Options,
-    scenes: ComposedScenes | None = None,
+    relations: RelationTest | None = None,
 ) -> Report:
     """Answer all four questions; pictures and grids go to OUT/images and OUT/grids.
 
     Args:
         data: real pictures of all splits.
-        scenes: of pairs that training never shows, for the last question; None leaves it out.
+        relations: scenes for the last question; None leaves it out.
         judges: independent networks; failures and grids are by the first. None are needed with `options.prompts` = 0.
         cache: folder that keeps features of the real pictures between runs.
 
@@ -77,8 +76,8 @@ def evaluate(
         if not judges:
             raise UserError("generated pictures need a judge; expected a feature network, got none")
         report |= generated_part(data, model, list(zip(judges, galleries, strict=True)), embeds, out, options)
-    if scenes is not None:
-        report["relations"] = relation_part(scenes, options.relations, model, out, options)
+    if relations is not None:
+        report["relations"] = relation_part(relations, model, out, options)
     return report
 
 

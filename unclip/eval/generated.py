@@ -104,7 +104,7 @@ def generated_part(
         judge = Judge(gallery, data.records)
         verdicts = verdict_rows(judge, drawn.asked, made, true, gallery[found])
         figures["generated"][net.name] = judged(
-            judge, drawn, verdicts, made, true, gallery, floor, options.seed
+            judge, drawn, verdicts, made, true, gallery[found], gallery, floor, options.seed
         )
         if net is nets[0][0]:
             near = judge.nearest(made)
@@ -156,16 +156,17 @@ def judged(
     verdicts: dict[str, dict[str, np.ndarray]],
     made: Tensor,
     true: Tensor,
+    found: Tensor,
     gallery: Tensor,
     floor: Floor,
     seed: int,
 ) -> Figures:
-    """What one network says, of features [Q,F] of made and true pictures and [G,F] of the gallery.
+    """What one network says, of features [Q,F] of made, true and looked-up pictures and [G,F] of the gallery.
 
     Returns:
         verdicts: {split: {row: {verdict: share}}}; chance: of the subject; frechet: distances to all real pictures of
-        the generated ones, and of as many asked real ones (the floor); precision and recall of the generated
-        pictures against the asked ones, and of as many further real ones (see `Floor`).
+        the generated ones, of as many asked real ones (the floor) and of those that a search finds; precision and
+        recall of the generated pictures against the asked ones, and of as many further real ones (see `Floor`).
     """
     again = judge.drawn_again([a.index for a in drawn.asked])
     figures: Figures = {
@@ -177,6 +178,7 @@ def judged(
         figures["frechet"] = {
             "generated": frechet_distance(fit_gaussian(made), everything),
             "real": frechet_distance(fit_gaussian(true), everything),
+            "lookup": frechet_distance(fit_gaussian(found), everything),
             "n": len(made),
             "gallery": len(gallery),
         }

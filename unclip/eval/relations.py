@@ -1,8 +1,9 @@
 """Are two things drawn where they were asked for? "a cat above a dog, 3D": both sprites are looked for in the picture.
 
-The prompts are of composed scenes whose pairs training never shows (see `unclip.data.scenes`). A sprite is looked for
-at any place and in several sizes by normalised cross-correlation, on the background that was asked for. How high a
-score is a find is settled on the real scenes: as high as only one in twenty of sprites that are not there reach.
+The prompts are of composed scenes that show a combination of things, places or colours which training never does (see
+`unclip.data.scenes`). A sprite is looked for at any place and in several sizes by normalised cross-correlation, on the
+background that was asked for. How high a score is a find is settled on the real scenes: as high as only one in twenty
+of sprites that are not there reach.
 
 Shapes: C = 3 channels, n = side of a sprite, S = side of the picture it is looked for in.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -56,47 +58,45 @@ class Place:
     y: float
 
 
-def unseen_scenes(pictures: CaptionedImages, options: Options) -> ComposedScenes | None:
-    """Scenes of combinations that training never shows, enough to choose `options.relations` from; None for none.
+@dataclass(frozen=True)
+class RelationTest:
+    """Scenes to ask for, and the score from which on a sprite counts as found."""
 
-    Args:
-        pictures: the training split.
+    scenes: list[Scene]
+    threshold: float
 
-    Raises:
-        UserError: there are too few subjects to compose scenes of.
-    """
-    if not (options.prompts and options.relations):
-        return None
-    return ComposedScenes(
-        pictures, options.seed, CANDIDATES * options.relations, split="test", size=SEARCHED_AT
-    )
+    @classmethod
+    def make(cls, pictures: CaptionedImages, options: Options) -> RelationTest | None:
+        """`options.relations` scenes of two things whose caption names the style; None where none are wanted.
+
+        Args:
+            pictures: the training split.
+
+        Raises:
+            UserError: there are too few subjects to compose scenes of.
+        """
+        if not (options.prompts and options.relations):
+            return None
+        count = CANDIDATES * options.relations
+        scenes = ComposedScenes(pictures, options.seed, count, split="test", size=SEARCHED_AT)
+        chosen = list(islice((scene for scene in scenes if _is_asked(scene)), options.relations))
+        if len(chosen) < options.relations:
+            raise UserError(
+                f"expected {options.relations} scenes of two things in a named style, found {len(chosen)} among {count}"
+            )
+        return cls(chosen, _threshold(chosen, options.seed))
 
 
-def choose_scenes(scenes: ComposedScenes, count: int) -> list[Scene]:
-    """The first `count` scenes of two things whose caption names the style.
-
-    Raises:
-        UserError: there are not as many.
-    """
-    found: list[Scene] = []
-    for i in range(len(scenes)):
-        if len(found) == count:
-            break
-        scene = scenes[i]
-        if scene.relation in _AXES and f", {scene.style}" in scene.caption:
-            found.append(scene)
-    if len(found) < count:
-        raise UserError(
-            f"expected {count} scenes of two things, found {len(found)} among {len(scenes)}: make more"
-        )
-    return found
+def _is_asked(scene: Scene) -> bool:
+    return scene.relation in _AXES and f", {scene.style}" in scene.caption
 
 
 def find(sprite: np.ndarray, background: str, picture: np.ndarray) -> Place:
     """Look for a sprite (RGBA, uint8 [n, n, 4], made for a picture of twice SEARCHED_AT) in a picture [S', S', 3].
 
     The score is the correlation of sprite and patch over pixels and channels, each channel without its mean, so that
-    a brighter picture scores the same. A patch flatter than the sprite scores less, one without contrast nothing.
+    a brighter picture scores the same. A patch of less than a tenth of the sprite's contrast scores less, a flat one
+    nothing.
     """
     S = SEARCHED_AT
     small = np.asarray(Image.fromarray(picture).resize((S, S), Image.Resampling.BOX), np.float32)
@@ -119,24 +119,23 @@ def holds(relation: str, first: Place, second: Place) -> bool:
     return sign * apart[axis] >= LEAST_APART and abs(apart[axis]) > abs(apart[1 - axis])
 
 
-def relation_part(scenes: ComposedScenes, count: int, model: Model, out: Path, options: Drawing) -> Figures:
-    """Draw the captions of `count` scenes and look for what they ask for; writes OUT/images, OUT/grids/relations.png.
+def relation_part(test: RelationTest, model: Model, out: Path, options: Drawing) -> Figures:
+    """Draw what the scenes' captions say and look for it; writes OUT/images, OUT/grids/relations.png.
 
     Returns:
-        threshold, and {row: {"objects" | "both" | "relation": estimate}}: shares of single things found, of prompts
-        with both found, and of prompts with both found in the asked relation. Rows: generated; real, the scenes
-        themselves, the ceiling; other, the picture of another prompt: chance.
+        threshold, n, grid (its path in OUT), and {row: {"objects" | "both" | "relation": estimate}}: shares of single
+        things found, of prompts with both found, and of prompts with both found in the asked relation. Rows: generated;
+        real, the scenes themselves, the ceiling; other, the picture of another prompt: chance.
     """
-    chosen = choose_scenes(scenes, count)
+    chosen, threshold = test.scenes, test.threshold
     asked = [_ask(scene, i, options.seed) for i, scene in enumerate(chosen)]
     pictures = draw_pictures(
         asked, model.generate, out / "images", model.stamp(options.size),
         batch_size=options.batch_size, progress=options.progress,
     )  # fmt: skip
     real = [scene.image for scene in chosen]
-    threshold = _threshold(chosen, options.seed)
     rows = {"generated": pictures, "real": real, "other": [*pictures[1:], *pictures[:1]]}
-    figures: Figures = {"threshold": threshold, "n": count}
+    figures: Figures = {"threshold": threshold, "n": len(chosen), "grid": "grids/relations.png"}
     places = {row: _places(chosen, shown) for row, shown in rows.items()}
     for row, found in places.items():
         figures[row] = _shares(chosen, found, threshold, options.seed)
@@ -145,7 +144,7 @@ def relation_part(scenes: ComposedScenes, count: int, model: Model, out: Path, o
         Cell(caption=a.prompt, pictures=(Image.fromarray(made), Image.fromarray(true)), right=hit)
         for a, made, true, hit in zip(asked, pictures, real, right, strict=True)
     ]
-    save_grid(cells, out / "grids" / "relations.png")
+    save_grid(cells, out / figures["grid"])
     return figures
 
 
@@ -155,8 +154,8 @@ def _ask(scene: Scene, number: int, seed: int) -> Asked:
         index=number,
         key=key,
         split="relation",
-        subject=scene.boxes[0][0],
-        concept=scene.boxes[1][0],
+        subject=scene.subjects[0],
+        concept=scene.subjects[1],
         style=scene.style,
         prompt=scene.caption,
         seed=zlib.crc32(f"{seed}|picture|{key}".encode()),
@@ -164,7 +163,7 @@ def _ask(scene: Scene, number: int, seed: int) -> Asked:
 
 
 def _template(sprite: np.ndarray, background: str, side: int) -> Tensor:
-    """[1, C, n, n], each channel without its mean and all of them of unit norm together, times their norm before."""
+    """[1, C, n, n], each channel without its mean."""
     canvas = Image.new("RGB", sprite.shape[1::-1], BACKGROUNDS[background])
     shown = Image.fromarray(sprite)
     canvas.paste(shown, (0, 0), shown)
@@ -195,14 +194,13 @@ def _threshold(scenes: Sequence[Scene], seed: int) -> float:
     """The score that sprites of other scenes, looked for in the real ones, reach in one of twenty cases."""
     rng = np.random.default_rng(seed)
     scores = []
-    for i, scene in enumerate(scenes):
-        shown = {name for name, *_ in scene.boxes}
-        for j in rng.permutation(len(scenes))[: DISTRACTORS + 1]:
-            if j != i and scenes[j].boxes[0][0] not in shown:
-                scores.append(find(scenes[j].sprites[0], scene.background, scene.image).score)
+    for scene in scenes:
+        others = [other for other in scenes if other.subjects[0] not in scene.subjects]
+        for k in rng.permutation(len(others))[:DISTRACTORS]:
+            scores.append(find(others[k].sprites[0], scene.background, scene.image).score)
     if not scores:
         raise UserError(
-            f"expected at least two scenes of different things, got {len(scenes)}: ask for more relations"
+            f"expected scenes of different things, got {len(scenes)}: ask for more relations, or for 0"
         )
     return float(np.quantile(scores, 1 - FALSE_FINDS))
 

@@ -69,8 +69,11 @@ def report_markdown(report: Mapping[str, Any]) -> str:
     parts += [to_markdown(table) for table in report_tables(report)]
     if report.get("failures"):
         parts += ["### Failures", "", *failure_lines(report), ""]
-    for split, path in report.get("grids", {}).items():
-        parts += [f"### Samples: {SPLIT_NAMES[split]}", "", f"![{SPLIT_NAMES[split]}]({path})", ""]
+    grids = {SPLIT_NAMES[split]: path for split, path in report.get("grids", {}).items()}
+    if "relations" in report:
+        grids["relations, beside the real scenes"] = report["relations"]["grid"]
+    for name, path in grids.items():
+        parts += [f"### Samples: {name}", "", f"![{name}]({path})", ""]
     return "\n".join(parts)
 
 
@@ -197,7 +200,7 @@ def _relations(part: Mapping[str, Any]) -> Table:
         tuple(
             (name, str(part["n"]), *(percent(part[row][m]) for m in measures)) for row, name in names.items()
         ),
-        "Scenes of pairs that training never shows together, or never above each other. A thing is found where its "
+        "Scenes with a combination of things, places or colours that training never shows. A thing is found where its "
         f"sprite correlates with the picture by {part['threshold']:.2f} or more, which 5 % of sprites that are not "
         "there do in real scenes. Another prompt's: chance. Real scene: the ceiling.",
     )
@@ -209,28 +212,32 @@ def _as_a_set(report: Mapping[str, Any]) -> Table:
     for judge, figures in report["generated"].items():
         if distance := figures.get("frechet"):
             name = f"FD-{judge} to all {distance['gallery']} real pictures"
-            rows.append((name, str(distance["n"]), *(f"{distance[row]:.1f}" for row in both)))
+            cells = (f"{distance[row]:.1f}" for row in (*both, "lookup"))
+            rows.append((name, str(distance["n"]), *cells))
         for measure in ("precision", "recall"):
             if share := figures.get(measure):
                 cells = (percent(share[row]) for row in both)
-                rows.append((f"{measure}, {judge}", str(share["real"]["n"]), *cells))
+                rows.append((f"{measure}, {judge}", str(share["real"]["n"]), *cells, "–"))
     if found := report["cmmd"]:
         name = "CMMD of this model's own CLIP"
-        rows.append((name, str(found["n"]), *(f"{found[row]:.2f}" for row in both)))
+        rows.append((name, str(found["n"]), *(f"{found[row]:.2f}" for row in both), "–"))
     if spread := report["diversity"]:
         within, seeds = spread["within"], spread["seeds"]
-        rows.append((f"diversity: {seeds} seeds of a prompt", str(within["n"]), number(within), "–"))
+        rows.append((f"diversity: {seeds} seeds of a prompt", str(within["n"]), number(within), "–", "–"))
         if "between" in spread:
-            rows.append(("diversity: different prompts", str(within["n"]), number(spread["between"]), "–"))
+            rows.append(
+                ("diversity: different prompts", str(within["n"]), number(spread["between"]), "–", "–")
+            )
     return Table(
         "The pictures as a set",
-        ("measure", "n", "generated", "real"),
+        ("measure", "n", "generated", "real", "lookup"),
         tuple(rows),
         "Real: for the distance to all, the asked pictures; else as many further ones of the same splits, drawn in the "
         "same way (splits with too few left are out of both). Few pictures bias the Fréchet distance upwards: compare "
-        "it with that of as many real ones. Precision: share of generated pictures among the asked real ones, within "
-        "reach of their 3rd neighbours; recall: the reverse. CMMD to the asked pictures; its CLIP also guided the "
-        "drawing. Diversity: mean cosine distance of features, n prompts.",
+        "it with that of as many real ones, and with that of the pictures that a search by caption finds (lookup). "
+        "Precision: share of generated pictures among the asked real ones, within reach of their 3rd neighbours; "
+        "recall: the reverse. CMMD to the asked pictures; its CLIP also guided the drawing. Diversity: mean cosine "
+        "distance of features, n prompts.",
     )
 
 
