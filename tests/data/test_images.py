@@ -99,7 +99,7 @@ def test_own_pictures_need_no_more_than_a_caption(fixture_path, tmp_path):
     assert (len(ds), ds.skipped) == (20, 0)
     own = next(record for record in ds.records if record["key"] == "x")
     assert (own["concept"], own["group"]) == ("a boat", "")
-    with pytest.raises(UserError, match=r"train without scenes \(task.scenes=0\)"):
+    with pytest.raises(UserError, match=r"do without scenes \(task.scenes=0"):
         ComposedScenes(CaptionedImages(only(own, fixture_path, tmp_path / "b.tar")), seed=0, length=1)
 
 

@@ -113,7 +113,7 @@ def _efficientnet_lite0(device: str) -> FeatureNet:
 
 
 def _ready(network: nn.Module, device: str) -> nn.Module:
-    return network.eval().to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return network.eval().to(device).to(memory_format=torch.channels_last)
 
 
 FEATURE_NETS: dict[str, Callable[[str], FeatureNet]] = {

@@ -20,21 +20,21 @@ HEADINGS = ("generated", "nearest real", "asked (real)")
 
 @dataclass(frozen=True)
 class Cell:
-    """A prompt, its (generated, nearest real, asked real) pictures, whether the nearest shows the subject."""
+    """A prompt, one picture for each heading, whether the second (or what was made) is right."""
 
     caption: str
-    pictures: tuple[Image.Image, Image.Image, Image.Image]
+    pictures: tuple[Image.Image, ...]
     right: bool
 
 
-def save_grid(cells: Sequence[Cell], path: Path) -> None:
-    """Write a PNG of all cells; the nearest picture is framed green if its subject is right, else red."""
-    width, height = len(HEADINGS) * (SIDE + GAP) + 2 * GAP, CAPTION + SIDE + 2 * GAP
+def save_grid(cells: Sequence[Cell], path: Path, headings: Sequence[str] = HEADINGS) -> None:
+    """Write a PNG of all cells; their second picture is framed green if they are right, else red."""
+    width, height = len(headings) * (SIDE + GAP) + 2 * GAP, CAPTION + SIDE + 2 * GAP
     rows = -(-len(cells) // COLUMNS)
     sheet = Image.new("RGB", (width * COLUMNS, CAPTION + GAP + height * rows), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
     for column in range(COLUMNS):
-        for i, heading in enumerate(HEADINGS):
+        for i, heading in enumerate(headings):
             draw.text(
                 (column * width + GAP + i * (SIDE + GAP), GAP), heading, fill=(120, 120, 120), font=font
             )
@@ -47,7 +47,12 @@ def save_grid(cells: Sequence[Cell], path: Path) -> None:
 
 def _paste(sheet: Image.Image, cell: Cell, left: int, top: int) -> None:
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
-    draw.text((left, top + 2), _shortened(cell.caption, font, 3 * SIDE + 2 * GAP), fill="black", font=font)
+    draw.text(
+        (left, top + 2),
+        _shortened(cell.caption, font, len(cell.pictures) * (SIDE + GAP) - GAP),
+        fill="black",
+        font=font,
+    )
     for i, picture in enumerate(cell.pictures):
         x, y = left + i * (SIDE + GAP), top + CAPTION + 2
         sheet.paste(picture.convert("RGB").resize((SIDE, SIDE), Image.Resampling.LANCZOS), (x, y))

@@ -79,7 +79,9 @@ class RelationTest:
             return None
         count = CANDIDATES * options.relations
         scenes = ComposedScenes(pictures, options.seed, count, split="test", size=SEARCHED_AT)
-        chosen = list(islice((scene for scene in scenes if _is_asked(scene)), options.relations))
+        chosen = list(
+            islice((scene for i in range(count) if _is_asked(scene := scenes[i])), options.relations)
+        )
         if len(chosen) < options.relations:
             raise UserError(
                 f"expected {options.relations} scenes of two things in a named style, found {len(chosen)} among {count}"
@@ -144,7 +146,7 @@ def relation_part(test: RelationTest, model: Model, out: Path, options: Drawing)
         Cell(caption=a.prompt, pictures=(Image.fromarray(made), Image.fromarray(true)), right=hit)
         for a, made, true, hit in zip(asked, pictures, real, right, strict=True)
     ]
-    save_grid(cells, out / figures["grid"])
+    save_grid(cells, out / figures["grid"], ("generated", "real scene"))
     return figures
 
 

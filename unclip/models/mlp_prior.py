@@ -99,12 +99,13 @@ class MLPPrior(ScaledEmbeddings, ModelMixin, ConfigMixin):
         self.text_in = PooledText(embed_dim, token_dim, condition, queries, max_tokens)
         self.time_in = ScalarEmbedding(condition, time_scale)
         self.noised_in = nn.Linear(embed_dim, width)
-        self.blocks = nn.ModuleList([ConditionedBlock(width, hidden, condition) for _ in range(layers)])
+        blocks = [ConditionedBlock(width, hidden, condition) for _ in range(layers)]
+        self.blocks = nn.ModuleList(blocks)
         self.norm_out = nn.LayerNorm(width)
         self.out = nn.Linear(width, embed_dim)
         self.apply(init_linear)
         nn.init.normal_(self.text_in.places)
-        for layer in (self.out, *(block.out for block in self.blocks)):
+        for layer in (self.out, *(block.out for block in blocks)):
             zero_(layer)
 
     def set_text_statistics(self, embeds: Tensor, tokens: Tensor) -> None:
