@@ -14,13 +14,13 @@ import torch
 from diffusers import SchedulerMixin
 from diffusers.utils import BaseOutput
 from PIL import Image
-from safetensors import SafetensorError
 from torch import Tensor
 
 from unclip.clip import FrozenCLIP, TextEncoding
 from unclip.diffusion import prepared
 from unclip.errors import UserError
 from unclip.models import Decoder, Prior, Upsampler
+from unclip.models.saved import loading
 
 from .inputs import Request, Settings, check_request, choose_size
 from .loading import find_lexicon, locate
@@ -119,7 +119,7 @@ class UnCLIPTextToImagePipeline(PlainWords):
         upsampler_1024_scheduler: SchedulerMixin | None = None,
         prior_num_inference_steps: int = 25,
         decoder_num_inference_steps: int = 30,
-        upsampler_num_inference_steps: int = 8,
+        upsampler_num_inference_steps: int = 1,  # what the upsamplers' presets train for
         prior_guidance_scale: float = 1.0,  # the paper guides the decoder only (appendix C)
         decoder_guidance_scale: float = 2.0,
         num_prior_candidates: int = 2,  # as in the paper (§2.2)
@@ -165,20 +165,8 @@ class UnCLIPTextToImagePipeline(PlainWords):
             UserError: a file is missing, cut off or does not fit.
         """
         source = locate(pretrained_model_name_or_path)
-        try:
+        with loading(f"model {source}"):
             pipe: UnCLIPTextToImagePipeline = super().from_pretrained(source, **kwargs)
-        except UserError:
-            raise
-        except (
-            OSError,
-            ValueError,
-            RuntimeError,
-            TypeError,
-            KeyError,
-            SafetensorError,
-        ) as error:  # what diffusers and the hub raise for a bad model
-            reason = " ".join(str(error).split())
-            raise UserError(f"cannot load the model {source}: {reason:.300}") from error
         pipe._lexicon_file = find_lexicon(source, **kwargs)
         return pipe
 

@@ -4,13 +4,29 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
 
 from unclip.errors import UserError
 
 REMEDY = "copy, download or train the model again"
 SAFETENSORS_HEADER_LIMIT = 100_000_000  # bytes, as in the safetensors library
+
+
+@contextmanager
+def loading(what: str) -> Iterator[None]:
+    """Turn what diffusers, safetensors and the hub raise for a bad model into one line, a UserError."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (OSError, ValueError, RuntimeError, TypeError, KeyError, SafetensorError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"cannot load the {what}: {reason:.300}") from error
 
 
 def load_network(kinds: Any, run: str | Path) -> Any:
@@ -26,19 +42,8 @@ def load_network(kinds: Any, run: str | Path) -> Any:
     folder = folder / "model" if (folder / "model").is_dir() else folder
     allowed = {kind.__name__: kind for kind in (kinds if isinstance(kinds, tuple) else (kinds,))}
     name = check_network_folder(folder, *allowed)
-    try:
+    with loading(f"{name} in {folder}"):
         network = allowed[name].from_pretrained(folder).float()
-    except UserError:
-        raise
-    except (
-        OSError,
-        ValueError,
-        RuntimeError,
-        TypeError,
-        KeyError,
-    ) as error:  # of diffusers, for a bad network
-        reason = " ".join(str(error).split())
-        raise UserError(f"cannot load the {name} in {folder}: {reason:.300}") from error
     network.register_to_config(_name_or_path="")  # else a model tells everybody where it was made
     return network
 
