@@ -107,7 +107,7 @@ def test_wrong_parts(runs: dict[str, Path], tmp_path: Path, recwarn: pytest.Warn
     out = tmp_path / "model"
     with pytest.raises(UserError, match=r"nowhere/config.json is missing"):
         assemble(**{**parts, "prior": tmp_path / "nowhere"}, out=out)
-    with pytest.raises(UserError, match=r"expected a DiffusionPrior .* found a Decoder"):
+    with pytest.raises(UserError, match=r"expected in .*: DiffusionPrior.*, found: Decoder"):
         assemble(**{**parts, "prior": runs["decoder"]}, out=out)
     small = Decoder(sample_size=16, patch_size=4, width=16, layers=1, heads=2, embed_dim=8, token_dim=20)
     small.save_pretrained(tmp_path / "small")

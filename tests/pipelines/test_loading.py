@@ -76,7 +76,7 @@ DAMAGE = {
     "index missing": (lambda m: (m / "model_index.json").unlink(), "no model_index.json.*not a pipeline"),
     "index damaged": (lambda m: _truncate(m / "model_index.json", 40), "model_index.json is damaged"),
     "config damaged": (lambda m: _truncate(m / "decoder" / "config.json", 20), "config.json is damaged"),
-    "another network": (lambda m: _swap(m / "prior", m / "decoder"), "expected a DiffusionPrior .* found a Decoder"),
+    "another network": (lambda m: _swap(m / "prior", m / "decoder"), "in .*: DiffusionPrior, found: Decoder"),
     "index of another pipeline": (lambda m: _configure_index(m, clip=[None, None]), "without clip: name the folder"),
     "config of nothing": (lambda m: (m / "prior" / "config.json").write_text("{}"), "cannot load the model"),
     "another shape": (lambda m: _configure(m / "decoder", width=32), "cannot load the model"),

@@ -48,14 +48,14 @@ def test_a_share_of_the_samples_are_scenes(
     for i in set(indices[scenes].tolist()):
         (caption,) = {task.data.cache.texts[c] for c in captions[indices == i]}
         assert [caption] == composed.captions(i - len(real))
-        shown = torch.from_numpy(composed.rgb(i - len(real), clip.image_size))
+        shown = torch.from_numpy(np.array(composed.rgb(i - len(real), clip.image_size)))
         assert_close(
             task.data.image_embeds[i], clip.encode_image(shown.permute(2, 0, 1)[None] / 127.5 - 1)[0]
         )
     if stage == "decoder":
         chosen = np.array([0, len(real) + 2, 3, len(real) + 5])
         pictures = task._samples(chosen, np.zeros(4, dtype=np.int64))["pictures"]
-        assert_close(pictures[1], torch.from_numpy(composed.rgb(2, 16)).permute(2, 0, 1))
+        assert_close(pictures[1], torch.from_numpy(np.array(composed.rgb(2, 16))).permute(2, 0, 1))
         assert_close(pictures[2], task.thumbnails[3])
     copy = pickle.loads(pickle.dumps(task))  # noqa: S301 - as spawned workers get it
     a, b = (each.draw(8, np.random.default_rng(1)) for each in (task, copy))
@@ -85,7 +85,7 @@ class CountingCLIP:
 
 
 @pytest.mark.parametrize(
-    ("key", "message"), [("scenes=-1", "0 .none. or"), ("scene_share=1.0", "between 0 and 1")]
+    ("key", "message"), [("scenes=-1", "0 .none. or"), ("scene_share=1.0", "less than 1")]
 )
 def test_options_of_scenes_are_checked(key: str, message: str) -> None:
     with pytest.raises(UserError, match=message):

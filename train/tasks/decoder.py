@@ -178,7 +178,7 @@ class DecoderTask(Task):
         count, _, _, size = self.thumbnails.shape
         found = self.thumbnails[indices_of(indices).clamp(max=count - 1)]
         for place, scene in self.data.composed(indices, size).items():
-            found[place] = torch.from_numpy(scene).permute(2, 0, 1)
+            found[place] = torch.from_numpy(np.array(scene)).permute(2, 0, 1)
         return found
 
     def _samples(self, indices: np.ndarray, captions: np.ndarray) -> Batch:

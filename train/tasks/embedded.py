@@ -49,7 +49,7 @@ class SceneOptions:
         if self.scenes < 0:
             raise UserError(f"task.scenes: expected 0 (none) or a number of scenes, got {self.scenes}")
         if not 0 < self.scene_share < 1:
-            raise UserError(f"task.scene_share: expected a share between 0 and 1, got {self.scene_share}")
+            raise UserError(f"task.scene_share: expected more than 0 and less than 1, got {self.scene_share}")
 
 
 class Sampling:

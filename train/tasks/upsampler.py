@@ -43,7 +43,7 @@ class UpsamplerOptions:
     background_share: float = 0.3  # a random background instead of white
     before: str | None = None  # folder of the upsampler whose pictures this one is to enlarge
     before_share: float = 0.5  # small pictures that are made by it
-    before_steps: int = 8
+    before_steps: int = 1
     clean_share: float = 0.25  # noise level 0; the others get a uniform one
     max_blur: float = 1.0  # sigma at noise level 1, in low-resolution pixels
     max_noise: float = 0.1  # standard deviation at noise level 1, pixels lying in [-1, 1]
@@ -99,7 +99,10 @@ class UpsamplerTask(Task):
     def _load_before(self) -> Upsampler | None:
         if self.options.before is None:
             return None
-        before: Upsampler = load_network(Upsampler, self.options.before).eval()
+        try:
+            before: Upsampler = load_network(Upsampler, self.options.before).eval()
+        except UserError as error:
+            raise UserError(f"task.before={self.options.before}: {error}") from error
         trained = (before.config.schedule, before.config.prediction_type)
         if trained != ("flow", "sample"):
             raise UserError(

@@ -62,7 +62,7 @@ def check_network_folder(folder: Path, *kinds: str) -> str:
         raise UserError(f"{config} is damaged ({error}): {REMEDY}") from error
     if found not in kinds:
         expected = " or ".join(kinds)
-        raise UserError(f"expected a {expected} in {folder}, found a {found}: name the folder of another run")
+        raise UserError(f"expected in {folder}: {expected}, found: {found}; name the folder of another run")
     weights = sorted(folder.glob("*.safetensors"))
     for path in weights or [folder / "diffusion_pytorch_model.safetensors"]:
         check_there(path)
