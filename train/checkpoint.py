@@ -20,6 +20,13 @@ from unclip.files import atomic_dir
 
 from .ema import EMA
 
+CHECKPOINTS = "checkpoints"  # folder of a run
+
+
+def latest_step(folder: Path) -> int:
+    """The step of the newest complete checkpoint in a folder, 0 if there is none."""
+    return max((int(path.name.removeprefix("step-")) for path in folder.glob("step-*")), default=0)
+
 
 class CheckpointIO:
     """Saves and restores the state of a run; keeps the last `keep` checkpoints of `folder`."""

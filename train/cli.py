@@ -51,7 +51,9 @@ def train(
         raise UserError("no output folder: give --output DIR")
     from .trainer import Trainer, check_output
 
-    check_output(Path(config.output), resume)  # before the data is loaded, which may take minutes
+    check_output(
+        Path(config.output), resume, config.steps
+    )  # before the data is loaded, which may take minutes
     task = make_task(config)
     outcome = Trainer(config, task).run(resume)
     if outcome.interrupted:

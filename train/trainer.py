@@ -19,7 +19,7 @@ from torch import Tensor
 from unclip.errors import UserError
 from unclip.files import atomic_dir
 
-from .checkpoint import CheckpointIO
+from .checkpoint import CHECKPOINTS, CheckpointIO, latest_step
 from .config import TrainConfig
 from .ema import EMA
 from .optim import learning_rate_at, make_optimizer, set_learning_rate
@@ -69,7 +69,7 @@ class Trainer:
         self.model, self.optimizer = self.accelerator.prepare(task.model, optimizer)
         self.ema = EMA(task.model, config.ema_decay)
         self.checkpoints = CheckpointIO(
-            self.output / "checkpoints",
+            self.output / CHECKPOINTS,
             config.keep_checkpoints,
             model=task.model,
             ema=self.ema,
@@ -196,14 +196,10 @@ class Trainer:
 
     def _begin(self, resume: bool) -> int:
         """Open the output folder; the step to start at."""
-        check_output(self.output, resume)
+        check_output(self.output, resume, self.config.steps)
         self.accelerator.wait_for_everyone()
         state = self.checkpoints.load_latest() if resume else None
         step = state["step"] if state else 0
-        if step >= self.config.steps:
-            raise UserError(
-                f"the run in {self.output} is at step {step} already: extend it with steps=N, N > {step}"
-            )
         self.skipped = state["skipped"] if state else 0
         if self.accelerator.is_main_process:
             self.config.save(self.output / "config.yaml")
@@ -230,13 +226,15 @@ class Trainer:
         return (total > 0).tolist()
 
 
-def check_output(output: Path, resume: bool) -> None:
-    """Raise a UserError if a new run would write into an old one's folder, or if there is nothing to resume."""
+def check_output(output: Path, resume: bool, steps: int) -> None:
+    """Raise a UserError if a new run would write into an old one's folder, or if nothing is left to resume or to do."""
     taken = output.exists() and (not output.is_dir() or any(output.iterdir()))
     if taken and not resume:
         raise UserError(f"{output} is not empty: continue its run with --resume or choose another --output")
     if resume and not taken:
         raise UserError(f"nothing to resume in {output}: leave out --resume to start a run there")
+    if resume and (done := latest_step(output / CHECKPOINTS)) >= steps:
+        raise UserError(f"the run in {output} is at step {done} already: extend it with steps=N, N > {done}")
 
 
 def _due(step: int, every: int) -> bool:

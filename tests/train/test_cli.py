@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from unclip.train.cli import main
+from unclip.train.cli import configure, main
 
 
 def arguments(stage: str, data: str, output: Path, *more: str) -> list[str]:
@@ -105,6 +105,19 @@ def test_mistakes_are_one_line_and_write_nothing(
     assert error.startswith("error: ")
     assert message in error
     assert not (tmp_path / "run").exists()
+
+
+def test_a_finished_run_is_refused_before_its_data_is_loaded(
+    emoji_fixture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = {"data": emoji_fixture, "output": str(tmp_path)}
+    configure("decoder", "tiny", ["steps=20"], options, resume=False).save(tmp_path / "config.yaml")
+    (tmp_path / "checkpoints" / "step-00000020").mkdir(parents=True)
+    monkeypatch.setattr("unclip.train.cli.make_task", lambda config: pytest.fail("data is loaded"))
+    with pytest.raises(SystemExit) as end:
+        main(["decoder", "--output", str(tmp_path), "--resume"])
+    assert end.value.code == 2
+    assert "at step 20 already: extend it with steps=N" in capsys.readouterr().err
 
 
 def test_an_interrupted_run_stops_what_follows_it(monkeypatch: pytest.MonkeyPatch) -> None:
