@@ -72,7 +72,7 @@ def test_captions_are_scaled_by_their_statistics(text):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"text_tokens": None}, "expected text_tokens, text_mask and text_embeds"),
+        ({"text_tokens": None}, "expected text_tokens, text_mask, text_embeds, or the prefix"),
         ({"text_tokens": torch.zeros(3, 5, 7)}, r"text_tokens \[B, L, 20\]"),
         (
             {"text_tokens": torch.zeros(3, 10, 20), "text_mask": torch.ones(3, 10, dtype=torch.bool)},

@@ -102,7 +102,7 @@ def test_normalize_gives_zero_mean_unit_variance_and_inverts(prior):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"text_tokens": None}, "expected text_tokens and"),
+        ({"text_tokens": None}, "expected text_tokens, text_mask, text_embeds, or the prefix"),
         ({"text_tokens": torch.zeros(3, 5, 7)}, r"text_tokens \[B, L, 20\]"),
         ({"text_mask": torch.ones(3, 5)}, "bool text_mask"),
         (

@@ -2,13 +2,15 @@
 
 unCLIP's prior (§2.2, `DiffusionPrior`) sends caption, time and noised z_i through one transformer. Here the caption is
 pooled once, by a few learned queries over its token states beside z_t, and what is computed at every step is an MLP on
-z_i alone, as the denoisers of MAR (Li et al. 2024) and of DALL·E 2's relatives in embedding spaces are. A caption costs
-a tenth of the transformer's time in training, which pays where a prior has much to learn by heart.
+z_i alone, as in the diffusion loss of MAR (Li et al. 2024). A caption costs a fraction of the transformer's time in
+training (BENCHMARKS.md); docs/experiments.md says what that buys.
 
 Legend of shapes: B batch, L text tokens, D embedding size, C token-state size, Q queries, E condition size, W width.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,9 +18,8 @@ from diffusers import ModelMixin
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from torch import Tensor, nn
 
-from unclip.errors import UserError
 from unclip.models.layers import ScalarEmbedding, ScaledEmbeddings, TokenInput, init_linear, zero_
-from unclip.models.prior import TextCache
+from unclip.models.prior import ReadsText, TextCache
 
 
 class PooledText(nn.Module):
@@ -70,7 +71,7 @@ class ConditionedBlock(nn.Module):
         return x + self.out(F.silu(self.inner(self.norm(x)) + self.shift(condition)))
 
 
-class MLPPrior(ScaledEmbeddings, ModelMixin, ConfigMixin):
+class MLPPrior(ReadsText, ScaledEmbeddings, ModelMixin, ConfigMixin):
     """Predicts the scaled image embedding z_i from a noised one and a pooled caption.
 
     Takes and gives what `DiffusionPrior` does, so either serves every pipeline. `schedule` and `prediction_type` say
@@ -143,18 +144,10 @@ class MLPPrior(ScaledEmbeddings, ModelMixin, ConfigMixin):
         Returns: [B, D], the clean embedding in the scaled space.
         Raises: UserError if neither the text nor a prefix of as many rows is given.
         """
-        if text_vector is None:
-            if text_tokens is None or text_mask is None or text_embeds is None:
-                raise UserError(
-                    "expected text_tokens, text_mask and text_embeds, or the prefix that prefix() makes of them"
-                )
-            text_vector = self.prefix(text_tokens, text_mask, text_embeds).for_rows(len(x))["text_vector"]
-        if len(text_vector) != len(x):
-            raise UserError(
-                f"expected a prefix of {len(x)} rows, as many as x, got {len(text_vector)}: "
-                "give every candidate its own by TextCache.repeat"
-            )
-        condition = F.silu(text_vector + self.time_in(t.expand(len(x))))
+        made: Any = {"text_vector": text_vector}
+        text = {"text_tokens": text_tokens, "text_mask": text_mask, "text_embeds": text_embeds}
+        vector = self.text_cache(len(x), TextCache(made), text)["text_vector"]
+        condition = F.silu(vector + self.time_in(t.expand(len(x))))
         h = self.noised_in(x.to(condition.dtype))
         for block in self.blocks:
             h = block(h, condition)

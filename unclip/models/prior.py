@@ -10,7 +10,8 @@ N layers, T new tokens, S = tokens seen (prefix and new).
 
 from __future__ import annotations
 
-from typing import TypeVar, cast
+from collections.abc import Mapping
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -85,6 +86,31 @@ class PrefixCache(TextCache):
         )
 
 
+class ReadsText:
+    """Mix-in of a prior that makes a TextCache of its captions by `prefix`."""
+
+    def text_cache(self, rows: int, made: Cache, text: Mapping[str, Tensor | None]) -> Cache:
+        """What `forward` was given of captions in `made`, or made of `text`, for `rows` rows of noised embeddings.
+
+        Args:
+            made: what `prefix` gave; any of its tensors is None where the caller gave the text in its place.
+            text: arguments of `prefix`; of fewer rows than `rows` where each serves several in succession.
+
+        Raises: UserError if neither is whole, or the numbers of rows do not fit.
+        """
+        if any(tensor is None for tensor in made.values()):
+            if any(tensor is None for tensor in text.values()):
+                names = ", ".join(text)
+                raise UserError(f"expected {names}, or the prefix that prefix() makes of them, got neither")
+            return self.prefix(**text).for_rows(rows)  # type: ignore[attr-defined]
+        if made.rows != rows:
+            raise UserError(
+                f"expected a prefix of {rows} rows, as many as x, got {made.rows}: "
+                "give every candidate its own by TextCache.repeat"
+            )
+        return made
+
+
 class CausalBlock(nn.Module):
     """Pre-norm transformer block that can continue from the keys and values of earlier tokens."""
 
@@ -111,7 +137,7 @@ class CausalBlock(nn.Module):
         return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
 
 
-class DiffusionPrior(ScaledEmbeddings, ModelMixin, ConfigMixin):
+class DiffusionPrior(ReadsText, ScaledEmbeddings, ModelMixin, ConfigMixin):
     """Predicts the scaled image embedding z_i from a noised one and a caption (unCLIP §2.2).
 
     `schedule` and `prediction_type` say how the network was trained, for whoever makes a denoiser of it; the
@@ -217,23 +243,13 @@ class DiffusionPrior(ScaledEmbeddings, ModelMixin, ConfigMixin):
         Returns: [B, D], the clean embedding in the scaled space.
         Raises: UserError if neither the text nor a prefix of as many rows is given.
         """
-        if prefix_keys is None or prefix_values is None:
-            if text_tokens is None or text_embeds is None:
-                raise UserError(
-                    "expected text_tokens and text_embeds, or the prefix that prefix() makes of them, got neither"
-                )
-            cache = self.prefix(text_tokens, text_mask, text_embeds).for_rows(len(x))
-            text_mask, prefix_keys, prefix_values = (
-                cache[name] for name in ("text_mask", "prefix_keys", "prefix_values")
-            )
-        if len(prefix_keys) != len(x):
-            raise UserError(
-                f"expected a prefix of {len(x)} rows, as many as x, got {len(prefix_keys)}: "
-                "give every candidate its own by PrefixCache.repeat"
-            )
+        made: Any = {"prefix_keys": prefix_keys, "prefix_values": prefix_values, "text_mask": text_mask}
+        text = {"text_tokens": text_tokens, "text_mask": text_mask, "text_embeds": text_embeds}
+        cache = self.text_cache(len(x), PrefixCache(made), text)
+        keys, values = cache["prefix_keys"], cache["prefix_values"]
         h = self._step_tokens(x, t)
-        mask = self._mask(text_mask, 3, 3 + prefix_keys.shape[3])
-        pasts = zip(prefix_keys.unbind(1), prefix_values.unbind(1), strict=True)
+        mask = self._mask(cache["text_mask"], 3, 3 + keys.shape[3])
+        pasts = zip(keys.unbind(1), values.unbind(1), strict=True)
         for block, past in zip(self.blocks, pasts, strict=True):
             h = block(h, mask, past)
         return self.out(self.norm_out(h[:, -1]))
