@@ -122,15 +122,10 @@ def make_task(config: TrainConfig) -> Task:
 
 def plan(config: TrainConfig, measured_steps: int = 3) -> str:
     """What a run would do: its configuration, sizes, and the time it would take, measured. Writes nothing."""
-    from .tasks.embedded import has_cache
+    from .tasks import task_class
     from .trainer import Trainer
 
-    # A few samples tell how long a step takes.
-    limit = min(config.limit or 256, 256)
-    cache = config.cache if config.cache is None or has_cache(config.cache) else None
-    # Scenes would have to be embedded first; a step with some costs what one without does.
-    task_options = {key: 0 if key == "scenes" else value for key, value in config.task.items()}
-    small = replace(config, limit=limit, cache=cache, output=config.output or "unused", task=task_options)
+    small = replace(task_class(config.stage).to_measure(config), output=config.output or "unused")
     task = make_task(small)
     trainer = Trainer(small, task)
     parameters = sum(p.numel() for p in task.model.parameters())

@@ -94,6 +94,7 @@ def fake_data(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
     for module in (embedded, upsampler):
         monkeypatch.setattr(module, "load_pictures", lambda config: pictures)
-    monkeypatch.setattr(embedded, "load_cache", lambda config, pictures, suffix="": cache)
-    monkeypatch.setattr(prior, "load_clip", clip)
+    monkeypatch.setattr(embedded, "load_cache", lambda config, pictures, clip, suffix="": cache)
+    for module in (embedded, prior):
+        monkeypatch.setattr(module, "load_clip", clip)
     return SimpleNamespace(pictures=pictures, cache=cache, empty=empty)

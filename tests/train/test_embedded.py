@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch.testing import assert_close
 from unclip.data import CaptionedImages, ComposedScenes
 from unclip.errors import UserError
 from unclip.train.cli import configure, make_task
-from unclip.train.tasks import embedded
+from unclip.train.tasks import embedded, prior, task_class
 from unclip.train.tasks.base import Task
 
 LOAD_CACHE = embedded.load_cache  # before `fake_data` puts a stand-in there
@@ -29,15 +30,15 @@ def task_of(stage: str, *overrides: str) -> Task:
 
 @pytest.mark.parametrize("stage", ["prior", "prior-mlp", "decoder"])
 def test_a_share_of_the_samples_are_scenes(
-    stage: str, real: CaptionedImages, fake_data: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+    stage: str, real: CaptionedImages, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Scenes come with their own embedding, caption and, for the decoder, picture."""
     clip = CountingCLIP()
-    for name, found in (("load_pictures", real), ("load_clip", clip)):
-        monkeypatch.setattr(embedded, name, lambda _, found=found: found)
+    monkeypatch.setattr(embedded, "load_pictures", lambda _: real)
+    for module in (embedded, prior):
+        monkeypatch.setattr(module, "load_clip", lambda _: clip)
     monkeypatch.setattr(embedded, "load_cache", LOAD_CACHE)
     options = ["task.scenes=6", "task.scene_share=0.5", "task.held_out=4", "clip=counting"]
-    fake_data.empty.embeds, fake_data.empty.tokens = torch.ones(1, 4) / 2, torch.ones(1, 2, 3)
     task: Any = task_of(stage, *options)
     rng = np.random.default_rng(0)
     draws = [task.data.draw(8, rng) for _ in range(400)]
@@ -82,6 +83,28 @@ class CountingCLIP:
 
     def fingerprint(self) -> str:
         return "counting"
+
+
+def test_a_cache_of_other_scenes_is_refused_without_a_clip_too(real: CaptionedImages, tmp_path: Path) -> None:
+    config = configure("decoder", "tiny", [f"cache={tmp_path}"], {"data": "fake"}, resume=False)
+    made = LOAD_CACHE(config, ComposedScenes(real, 0, 5), CountingCLIP(), "-scenes")
+    assert LOAD_CACHE(config, ComposedScenes(real, 0, 5), None, "-scenes").texts == made.texts
+    for other in (ComposedScenes(real, 1, 5), ComposedScenes(real, 0, 6)):
+        with pytest.raises(UserError, match="with the captions of this data"):
+            LOAD_CACHE(config, other, None, "-scenes")
+
+
+@pytest.mark.parametrize("stage", ["prior", "prior-mlp", "decoder", "clip"])
+def test_a_dry_run_needs_no_scenes_and_writes_no_cache(stage: str, tmp_path: Path) -> None:
+    options = ["task.scenes=0.5"] if stage == "clip" else [f"cache={tmp_path}", "task.scenes=50"]
+    config = configure(stage, "tiny", options, {"data": "fake"}, resume=False)
+    small = task_class(stage).to_measure(config)
+    assert small.limit == 256
+    assert small.cache is None
+    # CLIP's are a share of a batch, and cost what they cost.
+    assert small.task["scenes"] == (0.5 if stage == "clip" else 0)
+    (tmp_path / "embeddings.safetensors").touch()
+    assert task_class(stage).to_measure(config).cache == config.cache
 
 
 @pytest.mark.parametrize(

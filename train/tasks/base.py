@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 Batch = dict[str, Tensor]
 
+DRY_SAMPLES = 256  # enough to tell how long a step takes
+
 # What is fitted to image embeddings and stored with the networks that see them.
 MEAN = "embed_mean"
 STATISTICS = {MEAN, "embed_std", "draft_weight", "draft_bias"}
@@ -81,6 +83,11 @@ class Task:
             else fill(config.model, network_slots(network, cls.derived()), "model.")
         )
         return replace(config, task=task, model=model)
+
+    @classmethod
+    def to_measure(cls, config: TrainConfig) -> TrainConfig:
+        """A config whose steps cost what those of `config` do, without slow preparations: for a dry run."""
+        return replace(config, limit=min(config.limit or DRY_SAMPLES, DRY_SAMPLES))
 
     def draw(self, n: int, rng: np.random.Generator) -> Batch:
         """Draw n training samples; every tensor has leading dimension n.

@@ -7,7 +7,6 @@ of the time and the caption 50 %; a random share of noise in z_i makes the decod
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -30,8 +29,8 @@ from unclip.models import Decoder
 
 from ..config import TrainConfig
 from ..pictures import grid, thumbnails_on_white, to_pixels, to_uint8
-from .base import Batch, Task, normal_like
-from .embedded import EmbeddedPictures, SceneOptions, indices_of
+from .base import Batch, normal_like
+from .embedded import EmbeddedPictures, EmbeddedTask, SceneOptions, indices_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +50,7 @@ class DecoderOptions(SceneOptions):
     guidance_scale: float = 1.5
 
 
-class DecoderTask(Task):
+class DecoderTask(EmbeddedTask):
     """Trains `Decoder` on thumbnails on white, all in memory as uint8, and on scenes, painted when they are drawn."""
 
     name = "decoder"
@@ -168,10 +167,6 @@ class DecoderTask(Task):
             num_inference_steps=self.options.picture_steps,
             clip_range=1.0,
         )
-
-    def describe(self) -> dict[str, Any]:
-        """How many pictures and captions there are."""
-        return self.data.describe()
 
     def _pictures(self, indices: np.ndarray) -> Tensor:
         """Pictures [n, 3, S, S] uint8 of samples; scenes are painted when they are drawn."""

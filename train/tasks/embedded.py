@@ -6,7 +6,7 @@ A share of the samples may be composed scenes, so that they learn of two things 
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from unclip.data.embeddings import Captioned, embeddings_file
 from unclip.errors import UserError
 
 from ..config import TrainConfig
+from .base import Task
 
 # A CLIP of random weights, so that the tiny presets need nothing but pictures. `clip=random` asks for it.
 RANDOM_CLIP: dict[str, Any] = {
@@ -81,15 +82,25 @@ class EmbeddedPictures:
     Sample i is a picture of the split or, from their number on, a scene.
     """
 
-    def __init__(self, config: TrainConfig, held_out: int, max_tokens: int, options: SceneOptions) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        held_out: int,
+        max_tokens: int,
+        options: SceneOptions,
+        clip: FrozenCLIP | None = None,
+    ) -> None:
+        """With `clip`, that of `config.clip` if it is loaded already."""
         self.pictures = load_pictures(config)
-        self.cache = load_cache(config, self.pictures)
+        if clip is None and config.clip is not None:
+            clip = load_clip(config.clip)
+        self.cache = load_cache(config, self.pictures, clip)
         self.sampling = Sampling(self.pictures.weights, config, held_out)
         self.scenes: ComposedScenes | None = None
         self._scene_share = options.scene_share
         if options.scenes:
             self.scenes = ComposedScenes(self.pictures, SCENE_SEED, options.scenes)
-            self.cache = self.cache.joined(load_cache(config, self.scenes, f"-{options.scenes}-scenes"))
+            self.cache = self.cache.joined(load_cache(config, self.scenes, clip, f"-{options.scenes}-scenes"))
         self.max_tokens = max_tokens
         self.image_embeds = torch.as_tensor(self.cache.image_embeds)
         # Ragged lists of captions as one array and its offsets, so that drawing needs no loop.
@@ -158,6 +169,23 @@ class EmbeddedPictures:
         }
 
 
+class EmbeddedTask(Task):
+    """A task on `EmbeddedPictures`; subclasses set `data`."""
+
+    data: EmbeddedPictures
+
+    @classmethod
+    def to_measure(cls, config: TrainConfig) -> TrainConfig:
+        """Without scenes, which would have to be embedded first, and without writing a cache."""
+        small = super().to_measure(config)
+        there = small.cache is not None and embeddings_file(small.cache).is_file()
+        return replace(small, cache=small.cache if there else None, task={**small.task, "scenes": 0})
+
+    def describe(self) -> dict[str, Any]:
+        """How many pictures and captions there are."""
+        return self.data.describe()
+
+
 def load_pictures(config: TrainConfig) -> CaptionedImages:
     """The training split of `config.data`.
 
@@ -178,8 +206,10 @@ def load_clip(name: str) -> FrozenCLIP:
         return FrozenCLIP.from_open_clip(RANDOM_CLIP)
 
 
-def load_cache(config: TrainConfig, pictures: Captioned, suffix: str = "") -> EmbeddingCache:
-    """The embeddings in `config.cache`, whose file's name ends in `suffix`; where none are, `config.clip` makes them.
+def load_cache(
+    config: TrainConfig, pictures: Captioned, clip: FrozenCLIP | None, suffix: str = ""
+) -> EmbeddingCache:
+    """The embeddings in `config.cache`, whose file's name ends in `suffix`; where none are, `clip` makes them.
 
     Raises:
         UserError: neither a cache nor a CLIP to make one with, or a cache of other pictures or another CLIP.
@@ -189,8 +219,7 @@ def load_cache(config: TrainConfig, pictures: Captioned, suffix: str = "") -> Em
         file = embeddings_file(config.cache)
         target = file.with_stem(file.stem + suffix)
     if target is not None and target.is_file():
-        checked_with = None if config.clip is None else load_clip(config.clip)
-        found = EmbeddingCache.load(target, checked_with, pictures)
+        found = EmbeddingCache.load(target, clip, pictures)
         ends = (0, len(pictures) - 1)
         if len(found.image_embeds) != len(pictures) or any(
             [found.texts[m] for m in found.caption_of[i]] != pictures.captions(i) for i in ends
@@ -200,19 +229,13 @@ def load_cache(config: TrainConfig, pictures: Captioned, suffix: str = "") -> Em
                 "this data: delete it, and it is made again"
             )
         return found
-    if config.clip is None:
+    if clip is None:
         where = "no embeddings" if target is None else f"no embeddings at {target}"
         raise UserError(f"{where}: give cache=DIR with embeddings of the data, or clip=DIR to make them")
-    clip = load_clip(config.clip)
     if target is not None:
         return EmbeddingCache.build(clip, pictures, target)
     with tempfile.TemporaryDirectory() as folder:  # cache=DIR would keep them for the next run
         return EmbeddingCache.build(clip, pictures, Path(folder) / "cache")
-
-
-def has_cache(path: str) -> bool:
-    """Whether embeddings stand at `path`, not only a folder for them."""
-    return embeddings_file(path).is_file()
 
 
 def indices_of(values: np.ndarray) -> Tensor:

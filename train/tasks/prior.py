@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,8 +21,8 @@ from unclip.errors import UserError
 from unclip.models import PRIORS, DiffusionPrior, MLPPrior, Prior
 
 from ..config import TrainConfig
-from .base import Batch, Task, normal_like
-from .embedded import EmbeddedPictures, SceneOptions, indices_of, load_clip
+from .base import Batch, normal_like
+from .embedded import EmbeddedPictures, EmbeddedTask, SceneOptions, indices_of, load_clip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +46,7 @@ class PriorOptions(SceneOptions):
             )
 
 
-class PriorTask(Task):
+class PriorTask(EmbeddedTask):
     """Trains `DiffusionPrior` on cached embeddings."""
 
     name = "prior"
@@ -58,9 +57,12 @@ class PriorTask(Task):
         super().__init__(config)
         if config.clip is None:
             raise UserError('the prior needs clip=DIR, the CLIP of the cache, to encode the empty caption ""')
-        self.data = EmbeddedPictures(config, self.options.held_out, config.model["max_tokens"], self.options)
+        clip = load_clip(config.clip)
+        self.data = EmbeddedPictures(
+            config, self.options.held_out, config.model["max_tokens"], self.options, clip
+        )
         self.text_embeds = torch.as_tensor(self.data.cache.text_embeds).float()
-        self._empty = load_clip(config.clip).encode_text([""])
+        self._empty = clip.encode_text([""])
         D, C = self.data.embed_dim, self.data.token_dim
         if (self._empty.embeds.shape[1], self._empty.tokens.shape[2]) != (D, C):
             raise UserError(
@@ -144,10 +146,6 @@ class PriorTask(Task):
             num_inference_steps=self.options.sampling_steps,
         )
         return model.denormalize(x)
-
-    def describe(self) -> dict[str, Any]:
-        """How many pictures and captions there are."""
-        return self.data.describe()
 
     def _samples(self, indices: np.ndarray, captions: np.ndarray) -> Batch:
         return {
