@@ -202,3 +202,16 @@ def test_what_a_killed_build_left_is_not_read(fixture_path, tmp_path):
     shutil.copy(fixture_path, tmp_path / "shards" / "a.tar")
     shutil.copy(fixture_path, tmp_path / "shards" / ".a-x1.tar")
     assert len(CaptionedImages(tmp_path)) == len(CaptionedImages(fixture_path))
+
+
+def test_a_split_of_an_open_set_is_what_opening_it_gives(fixture_path):
+    whole = CaptionedImages(fixture_path, split=None)
+    for split in ("train", "style"):
+        chosen, opened = whole.only(split), CaptionedImages(fixture_path, split=split)
+        assert chosen.records == opened.records
+        assert chosen.fingerprint() == opened.fingerprint() != whole.fingerprint()
+        np.testing.assert_allclose(chosen.weights, opened.weights)
+        np.testing.assert_array_equal(chosen.rgba(1, 32), opened.rgba(1, 32))
+        np.testing.assert_array_equal(chosen.thumbnails(16), opened.thumbnails(16))
+    with pytest.raises(UserError, match="no picture of split style"):
+        whole.only("train").only("style")

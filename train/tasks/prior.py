@@ -167,7 +167,7 @@ class PriorTask(EmbeddedTask):
 
 
 class MLPPriorTask(PriorTask):
-    """Trains `MLPPrior`, which learns ten times as many captions in the same time."""
+    """Trains `MLPPrior`, to which a caption costs a fraction of what it costs the transformer."""
 
     name = "prior-mlp"
     SAMPLED = 2_048  # captions whose statistics stand for all

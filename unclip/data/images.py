@@ -9,6 +9,7 @@ import os
 import warnings
 import zlib
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,9 +72,28 @@ class CaptionedImages:
             raise UserError(
                 f"no sound sample of split {', '.join(wanted)} under {path}; choose another split or build"
             )
+        self._settle()
+
+    def _settle(self) -> None:
+        """What follows from the records."""
         weights = np.array([record["weight"] for record in self.records], np.float64)
         self.weights = weights / weights.sum()  # [N], sums to 1
         self._thumbnails: dict[int, np.ndarray] = {}
+
+    def only(self, split: str) -> CaptionedImages:
+        """The pictures of one split, without reading the shards again.
+
+        Raises:
+            UserError: there is none.
+        """
+        rows = [i for i, record in enumerate(self.records) if record["split"] == split]
+        if not rows:
+            raise UserError(f"no picture of split {split} under {self.path}; choose another split or build")
+        chosen = copy(self)
+        chosen.records = [self.records[i] for i in rows]
+        chosen._entries = [self._entries[i] for i in rows]
+        chosen._settle()
+        return chosen
 
     def __len__(self) -> int:
         return len(self.records)

@@ -42,7 +42,7 @@ def features_of_all(
 ) -> list[Tensor]:
     """Features [N,F] of all pictures, `size` pixels large; what the folder `cache` holds already is read.
 
-    The others are computed in one pass, since decoding a picture costs about as much as a network's features of it.
+    The others are computed in one pass: each picture is decoded once for all of them.
     """
     marks = [f"{each.fingerprint} {data.fingerprint()} {size}" for each in wanted]
     paths = [cache / each.file for each in wanted]

@@ -323,7 +323,7 @@ def _evaluate(
     relations = None
     if checked.prompts and checked.relations:
         try:
-            relations = RelationTest.make(CaptionedImages(data, split="train"), checked)
+            relations = RelationTest.make(pictures.only("train"), checked)
         except UserError as error:  # own data may have nothing to compose scenes of
             typer.echo(f"relations are left out: {error}", err=True)
     report = evaluate(pictures, adapter, nets, out, cache_folder(data, out), checked, relations)

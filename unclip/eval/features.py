@@ -56,7 +56,7 @@ class FeatureNet:
     def of_batch(self, pictures: Sequence[np.ndarray]) -> Tensor:
         """The same of a few pictures, at once."""
         batch = torch.stack([self._prepare(picture) for picture in pictures])
-        # Channels last: 1.5 to 2 times as fast on CPUs.
+        # Channels last: faster on CPUs, as for CLIP's image tower.
         batch = ((batch - self._mean) / self._std).contiguous(memory_format=torch.channels_last)
         return self.network(batch).float().cpu()
 

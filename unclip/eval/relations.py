@@ -66,8 +66,8 @@ class RelationTest:
     threshold: float
 
     @classmethod
-    def make(cls, pictures: CaptionedImages, options: Options) -> RelationTest | None:
-        """`options.relations` scenes of two things whose caption names the style; None where none are wanted.
+    def make(cls, pictures: CaptionedImages, options: Options) -> RelationTest:
+        """`options.relations` scenes, at least one, of two things whose caption names the style.
 
         Args:
             pictures: the training split.
@@ -75,8 +75,6 @@ class RelationTest:
         Raises:
             UserError: there are too few subjects to compose scenes of.
         """
-        if not (options.prompts and options.relations):
-            return None
         count = CANDIDATES * options.relations
         scenes = ComposedScenes(pictures, options.seed, count, split="test", size=SEARCHED_AT)
         chosen = list(
