@@ -20,8 +20,10 @@ import torch
 
 from unclip.clip import TextEncoding
 from unclip.files import atomic_path
+from unclip.models import DiffusionPrior, MLPPrior
 from unclip.pipelines import UnCLIPTextToImagePipeline
 from unclip.pipelines.stages import denoiser_of, image_seeds, sample_decoder, sample_prior, sample_upsampler
+from unclip.train.presets import preset
 
 CAPTIONS = (
     "a red apple, 3D",
@@ -109,6 +111,34 @@ def guidance_step(pipe: UnCLIPTextToImagePipeline, repeats: int) -> list[Row]:
     return rows
 
 
+@torch.enable_grad()
+def prior_training(pipe: UnCLIPTextToImagePipeline, repeats: int) -> list[Row]:
+    """Forward and backward of each prior at its preset's batch, on captions of 10 tokens, per caption."""
+    dims = {name: pipe.prior.config[name] for name in ("embed_dim", "token_dim")}
+    named, runs = [], []
+    for stage, network in (("prior", DiffusionPrior), ("prior-mlp", MLPPrior)):
+        config = preset(stage, "emoji")
+        captions, noises = config.batch_size, config.task.get("noises", 1)
+        model = network(**config.model, **dims)
+        rows = captions * noises
+        inputs = {
+            "x": torch.randn(rows, dims["embed_dim"]),
+            "t": torch.rand(rows) * 999,
+            "text_tokens": torch.randn(captions, 10, dims["token_dim"]),
+            "text_mask": torch.ones(captions, 10, dtype=torch.bool),
+            "text_embeds": torch.nn.functional.normalize(torch.randn(captions, dims["embed_dim"]), dim=-1),
+        }
+        runs.append(lambda model=model, inputs=inputs: model(**inputs).square().mean().backward())
+        named.append((f"{stage}, {captions} captions, {noises} noised z_i each", captions))
+    times = seconds(runs, max(1, repeats // 10))
+    whole, mlp = (time / captions for time, (_, captions) in zip(times, named, strict=True))
+    ratios = ("", f"{whole / mlp:.1f} × faster")
+    return [
+        (name, milliseconds(each), ratio)
+        for (name, _), each, ratio in zip(named, (whole, mlp), ratios, strict=True)
+    ]
+
+
 def stages(pipe: UnCLIPTextToImagePipeline, repeats: int) -> list[Row]:
     """Each stage for one picture, with the model's default settings."""
     settings = pipe.settings()
@@ -190,6 +220,7 @@ def machine() -> str:
 @torch.no_grad()
 def page(model: str | None, repeats: int) -> str:
     """All measurements as Markdown."""
+    torch.set_flush_denormal(True)  # as in training
     pipe = UnCLIPTextToImagePipeline.from_pretrained(model)
     pipe.set_progress_bar_config(disable=True)
     candidates = pipe.settings().num_prior_candidates
@@ -201,6 +232,8 @@ def page(model: str | None, repeats: int) -> str:
         table(("", "time", ""), prior_step(pipe, candidates, repeats)),
         "## Guidance in one batch",
         table(("", "time", ""), guidance_step(pipe, repeats)),
+        "## Training a prior",
+        table(("forward and backward", "time a caption", ""), prior_training(pipe, repeats)),
         "## Time for one picture",
         table(("stage", "time", ""), stages(pipe, repeats)),
     ]

@@ -65,15 +65,24 @@ def as_model(pipe: UnCLIPTextToImagePipeline, size: int, given: dict[str, Any]) 
             num_candidates=settings.num_prior_candidates,
         )
 
-    def generate(prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
-        made: Any = pipe(list(prompts), size=size, generator=generators(seeds), **asdict(settings))
+    def decode(
+        image_embeds: Tensor | None, prompts: Sequence[str], seeds: Sequence[int]
+    ) -> list[Image.Image]:
+        made: Any = pipe(
+            list(prompts),
+            image_embeds=image_embeds,
+            size=size,
+            generator=generators(seeds),
+            **asdict(settings),
+        )
         return made.images
 
     return Model(
         encode_image=encode_image,
         encode_text=lambda texts: pipe.clip.encode_text(list(texts)).embeds,
         make_embeds=make_embeds,
-        generate=generate,
+        generate=lambda prompts, seeds: decode(None, prompts, seeds),
+        decode=decode,
         fingerprint=_fingerprint(pipe),
         clip_fingerprint=pipe.clip.fingerprint(),
         settings={**asdict(settings), "lexicon": lexicon},

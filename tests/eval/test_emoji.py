@@ -49,13 +49,13 @@ def test_a_perfect_model(
     verdicts = report["generated"]["Pixels"]["verdicts"]
     for by_row in verdicts.values():
         # The picture asked for is there to be found; without it, a perfect picture gets what the real one gets.
-        assert by_row["generated"]["both"]["value"] == 1
+        assert by_row["generated"]["both"]["value"] == by_row["decoded"]["both"]["value"] == 1
         assert by_row["generated_left_out"] == by_row["real"]
         assert by_row["real"]["both"]["value"] == 0
     (table,) = [each for each in report_tables(report) if each.title.startswith("Generated pictures")]
     both = {row[1]: row[-1] for row in table.rows if row[0] == SPLIT_NAMES["train"]}
     assert {name: cell[:5] for name, cell in both.items()} == {
-        "generated": "100 %", "generated *": "–", "real *": "–", "lookup": "100 %"
+        "generated": "100 %", "generated *": "–", "from true z_i": "100 %", "real *": "–", "lookup": "100 %"
     }  # fmt: skip
     # A search among training pictures has the answer only where it was trained on.
     assert verdicts["train"]["lookup"]["both"]["value"] == 1
@@ -88,6 +88,8 @@ def test_a_random_model(drawn: Pictures, perfect_model: Model, pixel_net: Featur
     assert judged["chance"] == pytest.approx(1 / 12)
     figures = judged["verdicts"]["all"]["generated"]
     assert figures["subject"]["low"] <= judged["chance"] <= figures["subject"]["high"]
+    # Only its prior is at fault.
+    assert judged["verdicts"]["all"]["decoded"]["both"]["value"] == 1
     assert report["diversity"]["within"]["value"] > 0.3
     assert figures["style"]["value"] == pytest.approx(1 / 4, abs=0.15)
     assert report["prior"]["train"]["cosine"]["low"] < 0.1

@@ -26,6 +26,7 @@ def drawing_model(pictures: dict[str, np.ndarray]) -> Model:
         encode_text=lambda texts: torch.zeros(len(texts), 4),
         make_embeds=lambda prompts, seeds: torch.zeros(len(prompts), 4),
         generate=lambda prompts, seeds: [Image.fromarray(pictures[prompt]) for prompt in prompts],
+        decode=lambda z, prompts, seeds: pytest.fail("nothing is drawn from embeddings"),
         fingerprint="drawing",
         clip_fingerprint="none",
     )

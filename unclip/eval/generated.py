@@ -98,11 +98,14 @@ def generated_part(
     drawn = draw(data, model, out / "images", options)
     found = closest_seen(data, model, embeds, drawn.asked)
     floor = Floor.of(data, drawn, options.seed)
+    from_true = draw_from_true(model, drawn.asked, embeds, out / "images-true", options)
     figures: Figures = {"generated": {}}
     for net, gallery in nets:
-        made, true = (net(each, options.progress) for each in (drawn.pictures, drawn.true))
+        made, decoded, true = (
+            net(each, options.progress) for each in (drawn.pictures, from_true, drawn.true)
+        )
         judge = Judge(gallery, data.records)
-        verdicts = verdict_rows(judge, drawn.asked, made, true, gallery[found])
+        verdicts = verdict_rows(judge, drawn.asked, made, decoded, true, gallery[found])
         figures["generated"][net.name] = judged(
             judge, drawn, verdicts, made, true, gallery[found], gallery, floor, options.seed
         )
@@ -125,8 +128,21 @@ def draw(data: Pictures, model: Model, folder: Path, options: Drawing) -> Drawn:
     )
 
 
+def draw_from_true(
+    model: Model, asked: Sequence[Asked], embeds: Tensor, folder: Path, options: Drawing
+) -> list[np.ndarray]:
+    """The same prompts and seeds drawn from the asked pictures' own embeddings: what is lost behind the prior."""
+    of_prompt = {(a.prompt, a.seed): embeds[a.index] for a in asked}
+
+    def generate(prompts: Sequence[str], seeds: Sequence[int]) -> Sequence[Image.Image]:
+        z = torch.stack([of_prompt[pair] for pair in zip(prompts, seeds, strict=True)])
+        return model.decode(z, prompts, seeds)
+
+    return _draw(asked, replace(model, generate=generate), folder, options)
+
+
 def verdict_rows(
-    judge: Judge, asked: Sequence[Asked], made: Tensor, true: Tensor, found: Tensor
+    judge: Judge, asked: Sequence[Asked], made: Tensor, decoded: Tensor, true: Tensor, found: Tensor
 ) -> dict[str, dict[str, np.ndarray]]:
     """Verdicts on what was made and on what it is compared with, all features [Q,F] -> {row: {verdict: bool
     [Q]}}.
@@ -135,6 +151,8 @@ def verdict_rows(
                          best
     generated_left_out   the generated picture by the same gallery, so comparable with `real`
     generated            the generated picture by the whole gallery, the asked picture being there to be found
+    decoded              the same prompt drawn from the asked picture's own embedding, by the whole gallery: what a
+                         perfect prior would give
     lookup               the training picture whose CLIP embedding is nearest to the caption: what a search
                          would give
 
@@ -146,6 +164,7 @@ def verdict_rows(
         "real": judge.verdicts(true, asked, without=rows),
         "generated_left_out": judge.verdicts(made, asked, without=rows),
         "generated": judge.verdicts(made, asked),
+        "decoded": judge.verdicts(decoded, asked),
         "lookup": judge.verdicts(found, asked),
     }
 

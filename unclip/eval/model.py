@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from unclip.errors import UserError
@@ -29,6 +30,7 @@ class Model:
         encode_image: uint8 [N,H,W,3] -> [N,D]. encode_text: N captions -> [N,D]. Both of unit norm.
         make_embeds: N prompts and N seeds -> the prior's image embeddings [N,D].
         generate: N prompts and N seeds -> N pictures.
+        decode: N image embeddings [N,D], N prompts and N seeds -> N pictures of these embeddings, the prior left out.
         fingerprint: of all weights; clip_fingerprint: of CLIP's.
         settings: steps, guidance and the like, as the report shows them.
     """
@@ -37,6 +39,7 @@ class Model:
     encode_text: Callable[[Sequence[str]], Tensor]
     make_embeds: Callable[[Sequence[str], Sequence[int]], Tensor]
     generate: Generate
+    decode: Callable[[Tensor, Sequence[str], Sequence[int]], Sequence[Image.Image]]
     fingerprint: str
     clip_fingerprint: str
     settings: dict[str, Any] = field(default_factory=dict)

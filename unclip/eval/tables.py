@@ -23,6 +23,7 @@ SPLIT_NAMES = {
 ROW_NAMES = {
     "generated": "generated",
     "generated_left_out": "generated *",
+    "decoded": "from true z_i",
     "real": "real *",
     "lookup": "lookup",
 }
@@ -169,7 +170,8 @@ def _generated(judge: str, figures: Mapping[str, Any]) -> Table:
         tuple(rows),
         "By the nearest real picture of all splits. * = the asked real picture is taken out of the gallery "
         "first (prompts whose subject no other picture shows are not counted); “real *” judges that real "
-        "picture itself: the judge's ceiling. –: no other picture has that subject, tone and style. Lookup: the "
+        "picture itself: the judge's ceiling. –: no other picture has that subject, tone and style. From true "
+        "z_i: drawn from the embedding of the asked picture, the prior left out. Lookup: the "
         f"training picture that CLIP finds for the prompt. Chance for the subject: {100 * figures['chance']:.2g} %.",
     )
 
