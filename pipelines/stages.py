@@ -81,7 +81,7 @@ def repeat(encoding: TextEncoding, times: int) -> TextEncoding:
 
 def cut(encoding: TextEncoding, length: int) -> TextEncoding:
     """At most the first `length` tokens, as in training: CLIP may read more than a network was built for."""
-    return TextEncoding(encoding.embeds, encoding.tokens[:, :length], encoding.mask[:, :length])
+    return encoding._replace(tokens=encoding.tokens[:, :length], mask=encoding.mask[:, :length])
 
 
 def denoiser_of(network: Any) -> Denoiser:
@@ -119,7 +119,7 @@ def sample_prior(
     device: Any = prior.device
     B, D, P, n = len(seeds), config.embed_dim, len(text.embeds), num_candidates
     text, negative = (cut(each, config.max_tokens) for each in (text, negative))
-    cond, uncond = (prior.prefix(each.tokens, each.mask, each.embeds) for each in (text, negative))
+    cond, uncond = (prior.read(each) for each in (text, negative))
     cond, uncond = (cache.for_rows(n * B) for cache in cond.aligned(uncond))
     generators = [seed.generator("prior", candidate) for seed in seeds for candidate in range(n)]
     z = denoise(

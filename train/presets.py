@@ -165,6 +165,27 @@ def prior_tiny() -> TrainConfig:
     )
 
 
+def prior_recall_emoji() -> TrainConfig:
+    """Diffusion prior beside a memory of the training pictures, 5.6M parameters.
+
+    unclip train prior-recall --preset emoji --data DATA --output RUN cache=CACHE clip=CLIP initial=PRIOR
+    """
+    return replace(
+        prior_emoji(),
+        stage="prior-recall",
+        model={"width": 256, "layers": 6, "heads": 4, "neighbours": 8, "key_dim": 96},
+    )
+
+
+def prior_recall_tiny() -> TrainConfig:
+    """Recalling prior for tests: seconds on a CPU; random CLIP.
+
+    unclip train prior-recall --preset tiny --data tests/fixtures/emoji-fixture.tar --output RUN
+    """
+    model = {"width": 32, "layers": 2, "heads": 2, "neighbours": 3, "key_dim": 4}
+    return replace(prior_tiny(), stage="prior-recall", model=model)
+
+
 def prior_mlp_emoji() -> TrainConfig:
     """Diffusion prior as an MLP on pooled captions, 9.4M parameters.
 
@@ -285,6 +306,8 @@ PRESETS: dict[tuple[str, str], Callable[[], TrainConfig]] = {
     ("decoder", "tiny"): decoder_tiny,
     ("prior-mlp", "emoji"): prior_mlp_emoji,
     ("prior-mlp", "tiny"): prior_mlp_tiny,
+    ("prior-recall", "emoji"): prior_recall_emoji,
+    ("prior-recall", "tiny"): prior_recall_tiny,
     ("upsampler-256", "emoji"): upsampler_256_emoji,
     ("upsampler-256", "tiny"): upsampler_256_tiny,
     ("upsampler-1024", "emoji"): upsampler_1024_emoji,

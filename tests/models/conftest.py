@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unclip.models import Decoder, DiffusionPrior, MLPPrior, Upsampler
+from unclip.models import Decoder, DiffusionPrior, MLPPrior, RecallPrior, Upsampler
 
 EMBED, TOKEN, BATCH, LENGTH = 12, 20, 3, 5
 
@@ -41,6 +41,29 @@ def mlp_prior() -> MLPPrior:
     model.set_embed_statistics(torch.linspace(-0.2, 0.2, EMBED), torch.linspace(0.1, 0.4, EMBED))
     rows = torch.randn(50, EMBED + TOKEN, generator=torch.Generator().manual_seed(3)) + 0.5
     model.set_text_statistics(rows[:, :EMBED], rows[:, EMBED:])
+    return _random(model)
+
+
+@pytest.fixture
+def recall_prior() -> RecallPrior:
+    """Ten pictures in its memory; every caption recalls three of them."""
+    model = RecallPrior(
+        embed_dim=EMBED,
+        token_dim=TOKEN,
+        width=32,
+        layers=2,
+        heads=2,
+        max_tokens=9,
+        memory_size=10,
+        key_dim=6,
+        neighbours=3,
+        least_likeness=-1.0,
+    )
+    model.set_embed_statistics(torch.linspace(-0.2, 0.2, EMBED), torch.linspace(0.1, 0.4, EMBED))
+    generator = torch.Generator().manual_seed(4)
+    captions = F.normalize(torch.randn(30, EMBED, generator=generator), dim=-1)
+    model.memory.fit_keys(captions, torch.arange(15).repeat(2))
+    model.memory.store(captions[:10], torch.randn(10, EMBED, generator=generator))
     return _random(model)
 
 

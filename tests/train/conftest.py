@@ -70,6 +70,7 @@ class FakeCache:
         self.image_embeds = z / np.linalg.norm(z, axis=1, keepdims=True)
         self.text_embeds = np.repeat(self.image_embeds, 2, axis=0)
         self.caption_of = [[2 * i, 2 * i + 1] for i in range(48)]
+        self.texts = [f"caption {m}" for m in range(95)] + ["caption 0 left of caption 1"]
         self.states = rng.standard_normal((96, 5, 6)).astype(np.float32)
         self.lengths = rng.integers(1, 6, 96)
 
@@ -90,7 +91,10 @@ def fake_data(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     )
 
     def clip(name: str) -> Any:
-        return SimpleNamespace(encode_text=lambda texts: empty)
+        def encode_text(texts: list[str]) -> SimpleNamespace:
+            return SimpleNamespace(**{k: v.repeat_interleave(len(texts), 0) for k, v in vars(empty).items()})
+
+        return SimpleNamespace(encode_text=encode_text)
 
     for module in (embedded, upsampler):
         monkeypatch.setattr(module, "load_pictures", lambda config: pictures)

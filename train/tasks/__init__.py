@@ -9,7 +9,7 @@ from unclip.errors import UserError
 if TYPE_CHECKING:
     from .base import Task
 
-STAGES = ("clip", "prior", "prior-mlp", "decoder", "upsampler-256", "upsampler-1024")
+STAGES = ("clip", "prior", "prior-mlp", "prior-recall", "decoder", "upsampler-256", "upsampler-1024")
 
 
 def task_class(stage: str) -> type[Task]:
@@ -30,6 +30,10 @@ def task_class(stage: str) -> type[Task]:
         from .prior import MLPPriorTask
 
         return MLPPriorTask
+    if stage == "prior-recall":
+        from .recall import RecallPriorTask
+
+        return RecallPriorTask
     if stage == "decoder":
         from .decoder import DecoderTask
 

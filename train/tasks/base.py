@@ -36,6 +36,10 @@ MEAN = "embed_mean"
 STATISTICS = {MEAN, "embed_std", "draft_weight", "draft_bias"}
 
 
+# What a network keeps of its training pictures: never that of the weights it starts from.
+REMEMBERED = {"memory.keys", "memory.values", "memory.value_scale"}
+
+
 @dataclass(frozen=True, kw_only=True)
 class NoOptions:
     """The options of a task that has none."""
@@ -147,7 +151,8 @@ def load_weights(model: nn.Module, folder: Path) -> None:
     blind to the entries that are new until it learns of them (a longer layout code has its weaker components in front,
     `LayoutTower.fit_layout`). The statistics of the embeddings are then those of the data at hand; else they are the
     weights', which learned in that scale: a few pictures to fine-tune on would give poor ones. A UserWarning says when
-    the two are so far apart that the weights seem to be of another CLIP.
+    the two are so far apart that the weights seem to be of another CLIP. What a network remembers of its pictures is
+    that of the data at hand, and layers that it has beside those of its base class may be missing: they start afresh.
 
     Raises:
         UserError: no weights there, damaged ones, or those of another architecture.
@@ -158,8 +163,12 @@ def load_weights(model: nn.Module, folder: Path) -> None:
         raise UserError(f"initial={folder}: expected one .safetensors file there, found {len(files)}")
     own = model.state_dict()
     layers: tuple[str, ...] = getattr(model, "EMBED_LAYERS", ())
+    new: tuple[str, ...] = getattr(model, "NEW_LAYERS", ())
     try:
         state = load_file(files[0])
+        for name in own:
+            if name in REMEMBERED or (name not in state and name.split(".")[0] in new):
+                state[name] = own[name]
         for name in own.keys() & state.keys():
             if name.split(".")[0] in layers:
                 state[name] = padded_in_front(state[name], own[name].shape)

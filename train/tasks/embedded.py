@@ -125,6 +125,21 @@ class EmbeddedPictures:
         alone = self.image_embeds[: len(self.pictures)]
         return alone.mean(0), alone.std(0).clamp(min=1e-6)
 
+    def subjects(self) -> Tensor:
+        """Which subject each sample shows, int64 [N]: its record's concept; without one it has a subject of its own."""
+        names = [record.get("concept") or i for i, record in enumerate(self.pictures.records)]
+        numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
+        of_pictures = torch.tensor([numbers[name] for name in names])
+        scenes = len(self.image_embeds) - len(names)
+        return torch.cat([of_pictures, len(numbers) + torch.arange(scenes)])
+
+    def caption_means(self, text_embeds: Tensor) -> Tensor:
+        """The mean [N, D] of the embeddings of each sample's captions; text_embeds [M, D] of all captions."""
+        sample = torch.arange(len(self._caption_count)).repeat_interleave(indices_of(self._caption_count))
+        embeds = text_embeds[indices_of(self._captions)]
+        sums = torch.zeros(len(self._caption_count), embeds.shape[1]).index_add(0, sample, embeds)
+        return sums / indices_of(self._caption_count)[:, None]
+
     def describe(self) -> dict[str, Any]:
         """How many pictures and captions there are."""
         return {

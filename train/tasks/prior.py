@@ -57,7 +57,7 @@ class PriorTask(EmbeddedTask):
         super().__init__(config)
         if config.clip is None:
             raise UserError('the prior needs clip=DIR, the CLIP of the cache, to encode the empty caption ""')
-        clip = load_clip(config.clip)
+        self.clip = clip = load_clip(config.clip)
         self.data = EmbeddedPictures(
             config, self.options.held_out, config.model["max_tokens"], self.options, clip
         )
@@ -73,8 +73,7 @@ class PriorTask(EmbeddedTask):
         self.measure = SimpleLoss(target="sample")
         self.model = self.network()(
             **config.model,
-            embed_dim=D,
-            token_dim=C,
+            **self.network_sizes(self.data),
             schedule="cosine",
             prediction_type="sample",
             time_scale=1.0,
@@ -84,6 +83,10 @@ class PriorTask(EmbeddedTask):
     @classmethod
     def network(cls) -> Callable[..., Prior]:
         return DiffusionPrior
+
+    def network_sizes(self, data: EmbeddedPictures) -> dict[str, int]:
+        """The arguments of the network that follow from the data."""
+        return {"embed_dim": data.embed_dim, "token_dim": data.token_dim}
 
     def draw(self, n: int, rng: np.random.Generator) -> Batch:
         """z_i [n, D] with a caption's states [n, L, C], mask [n, L] and embedding z_t [n, D]."""

@@ -24,6 +24,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from unclip.clip.open_clip_names import OpenCLIPSource, load_open_clip
+from unclip.clip.things import things_in
 from unclip.clip.tokenize import BytePairTokenizer, FileTokenizer, TextTokenizer
 from unclip.clip.towers import build_clip
 from unclip.errors import UserError
@@ -32,11 +33,18 @@ WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
 
 
 class TextEncoding(NamedTuple):
-    """Embeddings [B,D] of unit norm, last hidden states [B,L,C], mask [B,L] (True = real token)."""
+    """What the text tower makes of B texts.
+
+    Attributes:
+        embeds: [B,D] of unit norm. tokens: last hidden states [B,L,C]. mask: [B,L], True = real token.
+        things: [B,R,D], the embedding of the text itself, then those of the things that it names beside one another
+            (`unclip.clip.things`), zeros where there are none.
+    """
 
     embeds: Tensor
     tokens: Tensor
     mask: Tensor
+    things: Tensor
 
 
 class FrozenCLIP(ModelMixin, ConfigMixin):
@@ -186,7 +194,7 @@ class FrozenCLIP(ModelMixin, ConfigMixin):
 
     @torch.no_grad()
     def encode_text(self, texts: Sequence[str]) -> TextEncoding:
-        """Embed texts: unit-norm embeddings [B,D], last hidden states [B,L,C], mask [B,L]. "" is the null caption.
+        """Embed texts and the things named in each. "" is the null caption.
 
         Warns, naming the words cut off, when a text is longer than `context_length` tokens.
 
@@ -211,7 +219,19 @@ class FrozenCLIP(ModelMixin, ConfigMixin):
         length = int(mask.sum(1).max())  # a fixed-length tokenizer pads further than the batch needs
         mask = mask[:, :length].to(self.device)
         states = states[:, :length] * mask[..., None]
-        return TextEncoding(F.normalize(embeds, dim=-1), states, mask)
+        embeds = F.normalize(embeds, dim=-1)
+        return TextEncoding(embeds, states, mask, self._with_things(embeds, texts))
+
+    def _with_things(self, embeds: Tensor, texts: Sequence[str]) -> Tensor:
+        """embeds [B,D] of texts, each followed by those of its things, [B,R,D]."""
+        things = [things_in(text) for text in texts]
+        counts = torch.tensor([len(named) for named in things], device=embeds.device)
+        flat = [thing for named in things for thing in named]
+        result = F.pad(embeds[:, None], (0, 0, 0, int(counts.max())))
+        if flat:
+            place = torch.arange(result.shape[1], device=embeds.device)[None]
+            result[(place > 0) & (place <= counts[:, None])] = self.encode_text(flat).embeds
+        return result
 
     # ---- statistics and identity ------------------------------------------------------------------------------
 

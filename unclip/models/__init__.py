@@ -6,10 +6,11 @@ from unclip.models.decoder import Decoder
 from unclip.models.layers import warn_of_another_clip
 from unclip.models.mlp_prior import MLPPrior
 from unclip.models.prior import DiffusionPrior, PrefixCache, TextCache
+from unclip.models.recall_prior import RecallPrior
 from unclip.models.upsampler import Upsampler
 
-Prior = DiffusionPrior | MLPPrior  # either serves every pipeline
-PRIORS = (DiffusionPrior, MLPPrior)
+Prior = DiffusionPrior | MLPPrior | RecallPrior  # either serves every pipeline
+PRIORS = (DiffusionPrior, MLPPrior, RecallPrior)
 
 __all__ = [
     "PRIORS",
@@ -18,6 +19,7 @@ __all__ = [
     "MLPPrior",
     "PrefixCache",
     "Prior",
+    "RecallPrior",
     "TextCache",
     "Upsampler",
     "warn_of_another_clip",

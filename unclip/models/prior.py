@@ -11,7 +11,7 @@ N layers, T new tokens, S = tokens seen (prefix and new).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypeVar, cast
+from typing import Any, Protocol, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -79,15 +79,29 @@ class PrefixCache(TextCache):
         added = length - self["text_mask"].shape[1]
         if added < 0:
             raise UserError(f"cannot pad a prefix to {length} text tokens: it has {length - added}")
-        return PrefixCache(
-            prefix_keys=F.pad(self["prefix_keys"], (0, 0, added, 0)),
-            prefix_values=F.pad(self["prefix_values"], (0, 0, added, 0)),
-            text_mask=F.pad(self["text_mask"], (added, 0)),
-        )
+        padded = {
+            "prefix_keys": F.pad(self["prefix_keys"], (0, 0, added, 0)),
+            "prefix_values": F.pad(self["prefix_values"], (0, 0, added, 0)),
+            "text_mask": F.pad(self["text_mask"], (added, 0)),
+        }
+        return PrefixCache({**self, **padded})
+
+
+class Encoded(Protocol):
+    """Captions as CLIP gives them: `unclip.clip.TextEncoding`."""
+
+    embeds: Tensor  # [B, D]
+    tokens: Tensor  # [B, L, C]
+    mask: Tensor  # [B, L]
+    things: Tensor  # [B, R, D]
 
 
 class ReadsText:
     """Mix-in of a prior that makes a TextCache of its captions by `prefix`."""
+
+    def read(self, text: Encoded) -> Any:
+        """The TextCache of encoded captions."""
+        return self.prefix(text.tokens, text.mask, text.embeds)  # type: ignore[attr-defined]
 
     def text_cache(self, rows: int, made: Cache, text: Mapping[str, Tensor | None]) -> Cache:
         """What `forward` was given of captions in `made`, or made of `text`, for `rows` rows of noised embeddings.
@@ -203,7 +217,10 @@ class DiffusionPrior(ReadsText, ScaledEmbeddings, ModelMixin, ConfigMixin):
 
         Args: text_tokens [B, L, C], text_mask [B, L] bool (True = real), text_embeds [B, D] of unit norm.
         """
-        x = self._prefix_tokens(text_tokens, text_mask, text_embeds)
+        return self._keys_and_values(self._prefix_tokens(text_tokens, text_mask, text_embeds), text_mask)
+
+    def _keys_and_values(self, x: Tensor, text_mask: Tensor) -> PrefixCache:
+        """Of tokens x [B, S, W] that begin with L text tokens, in every layer."""
         S = x.shape[1]
         mask = self._mask(text_mask, S, S)
         keys, values = [], []
@@ -246,10 +263,13 @@ class DiffusionPrior(ReadsText, ScaledEmbeddings, ModelMixin, ConfigMixin):
         made: Any = {"prefix_keys": prefix_keys, "prefix_values": prefix_values, "text_mask": text_mask}
         text = {"text_tokens": text_tokens, "text_mask": text_mask, "text_embeds": text_embeds}
         cache = self.text_cache(len(x), PrefixCache(made), text)
+        return self.out(self._at_query(self._step_tokens(x, t), cache))
+
+    def _at_query(self, h: Tensor, cache: PrefixCache) -> Tensor:
+        """Tokens of a step [B, T, W], the query last, behind the prefix -> what the query has learned, [B, W]."""
         keys, values = cache["prefix_keys"], cache["prefix_values"]
-        h = self._step_tokens(x, t)
-        mask = self._mask(cache["text_mask"], 3, 3 + keys.shape[3])
+        mask = self._mask(cache["text_mask"], h.shape[1], h.shape[1] + keys.shape[3])
         pasts = zip(keys.unbind(1), values.unbind(1), strict=True)
         for block, past in zip(self.blocks, pasts, strict=True):
             h = block(h, mask, past)
-        return self.out(self.norm_out(h[:, -1]))
+        return self.norm_out(h[:, -1])

@@ -1,0 +1,161 @@
+"""The prior beside a memory of the training pictures: which of them each caption recalls while it learns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from unclip.clip.things import MOST_THINGS, things_in
+from unclip.data.progress import track
+from unclip.errors import UserError
+from unclip.models import Prior, RecallPrior
+from unclip.models.memory import NOBODY, EmbeddingMemory, Neighbours
+
+from ..config import TrainConfig
+from .base import Batch
+from .embedded import EmbeddedPictures, indices_of
+from .prior import PriorOptions, PriorTask
+
+CAPTIONS = 3  # of each picture, to fit the keys with
+SPARE = 24  # neighbours that stand in for those that a sample may not see
+AT_ONCE = 1_024  # captions looked up together
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecallOptions(PriorOptions):
+    """What of the memory a training sample does not see, so that the prior learns to do without it."""
+
+    hide_own: float = 0.5  # probability that the picture itself is hidden: others have to serve
+    hide_subject: float = 0.15  # that all pictures of its subject are
+    hide_all: float = 0.1  # that there is nothing at all
+
+    def __post_init__(self) -> None:
+        """Reject what no run can have, before data is loaded."""
+        super().__post_init__()
+        shares = {name: getattr(self, name) for name in ("hide_own", "hide_subject", "hide_all")}
+        if min(shares.values()) < 0 or sum(shares.values()) > 1:
+            got = ", ".join(f"task.{name}={share:g}" for name, share in shares.items())
+            raise UserError(f"expected probabilities that add up to at most 1, got {got}")
+
+
+class NearPictures:
+    """The nearest rows of a memory for every caption of the data, looked up once.
+
+    Row j of the memory is picture `pictures[j]` of the data.
+    """
+
+    def __init__(self, pictures: np.ndarray, subjects: Tensor, options: RecallOptions, count: int) -> None:
+        which = indices_of(pictures)
+        self.subject_of_row, self.subjects = subjects[which], subjects
+        self.row_of = torch.full((len(subjects),), NOBODY).index_put((which,), torch.arange(len(which)))
+        self.options, self.count = options, count
+        self.near = Neighbours(*torch.empty(2, 0, 0, dtype=torch.int32))
+
+    def look_up(
+        self, memory: EmbeddingMemory, texts: Callable[[Tensor], Tensor], captions: int, least: float
+    ) -> None:
+        """Find the neighbours of all captions; `texts` gives those of some, [n, R, D]."""
+        chunks = torch.arange(captions).split(AT_ONCE)
+        found = [
+            memory.neighbours(texts(chunk), self.count + SPARE, least)
+            for chunk in track(chunks, "neighbours", len(chunks))
+        ]
+        self.near = Neighbours(*(torch.cat(parts).int() for parts in zip(*found, strict=True)))
+
+    def choose(self, pictures: np.ndarray, captions: np.ndarray, rng: np.random.Generator) -> Neighbours:
+        """k for each of n pictures and a caption of each, with what is hidden left out."""
+        own, subject, everything = (
+            torch.from_numpy(chosen)[:, None] for chosen in self._hidden(rng.random(len(pictures)))
+        )
+        near = Neighbours(*(found[indices_of(captions)].long() for found in self.near))
+        which = indices_of(pictures)
+        itself = near.rows == self.row_of[which][:, None]
+        kin = self.subject_of_row[near.rows.clamp(min=0)] == self.subjects[which][:, None]
+        return near.without((itself & own) | (kin & subject) | everything, self.count)
+
+    def _hidden(self, chances: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Of each chance in [0, 1) which of the three options it falls to, if any."""
+        options = self.options
+        ends = np.cumsum([0, options.hide_own, options.hide_subject, options.hide_all])
+        return tuple((chances >= start) & (chances < end) for start, end in pairwise(ends))
+
+
+class RecallPriorTask(PriorTask):
+    """Trains `RecallPrior` on cached embeddings, with those it trains on in its memory."""
+
+    name = "prior-recall"
+    Options = RecallOptions
+    model: RecallPrior
+
+    def __init__(self, config: TrainConfig) -> None:
+        super().__init__(config)
+        data, pictures = self.data, self.data.sampling.trained
+        subjects = data.subjects()
+        rng = np.random.default_rng(config.seed)
+        several = np.tile(pictures, CAPTIONS)
+        fitted = self.text_embeds[indices_of(data.draw_captions(several, rng))]
+        self.model.memory.fit_keys(fitted, subjects[indices_of(several)])
+        self.near = NearPictures(pictures, subjects, self.options, self.model.neighbours)
+        self._encode_things()
+        if config.initial is None:  # else once its weights are there
+            self.remember()
+
+    @classmethod
+    def network(cls) -> Callable[..., Prior]:
+        return RecallPrior
+
+    @classmethod
+    def derived(cls) -> set[str]:
+        """The size of the memory follows from the data."""
+        return super().derived() | {"memory_size"}
+
+    def network_sizes(self, data: EmbeddedPictures) -> dict[str, int]:
+        """Those of the prior, and as many places in the memory as there are pictures to train on."""
+        return super().network_sizes(data) | {"memory_size": len(data.sampling.trained)}
+
+    def remember(self) -> None:
+        """Put the pictures into the memory, by its keys and in the scaled space of the model."""
+        pictures = indices_of(self.data.sampling.trained)
+        captions = self.data.caption_means(self.text_embeds)[pictures]
+        memory = self.model.memory
+        memory.store(captions, self.model.normalize(self.data.image_embeds[pictures]))
+        self.near.look_up(memory, self._things, len(self.text_embeds), self.model.least_likeness)
+
+    def _encode_things(self) -> None:
+        """Embed what the captions name beside one another: thing_embeds [T + 1, D], the last of them zeros."""
+        named = [things_in(text) for text in self.data.cache.texts]
+        texts = list(dict.fromkeys(thing for things in named for thing in things))
+        chunks = [texts[start : start + AT_ONCE] for start in range(0, len(texts), AT_ONCE)]
+        embeds = [self.clip.encode_text(chunk).embeds for chunk in track(chunks, "things", len(chunks))]
+        self.thing_embeds = torch.cat([*embeds, torch.zeros(1, self.data.embed_dim)])
+        number = {text: i for i, text in enumerate(texts)}
+        self.things_of = torch.full((len(named), MOST_THINGS), -1)
+        for m, things in enumerate(named):
+            for place, thing in enumerate(things):
+                self.things_of[m, place] = number[thing]
+
+    def _things(self, captions: Tensor) -> Tensor:
+        """The texts to look up for some captions, [n, R, D]."""
+        return torch.cat(
+            [self.text_embeds[captions][:, None], self.thing_embeds[self.things_of[captions]]], dim=1
+        )
+
+    def load(self, path: Path) -> None:
+        """Weights of either transformer prior; what is remembered is the data at hand."""
+        super().load(path)
+        self.remember()
+
+    def draw(self, n: int, rng: np.random.Generator) -> Batch:
+        """As of the prior, with the texts to look up, `things` [n, R, D], and the neighbours `rows`, `texts` [n, k]."""
+        indices, captions = self.data.draw(n, rng)
+        near = self.near.choose(indices, captions, rng)
+        drop = torch.from_numpy(rng.random(n) < self.options.drop_text)
+        batch = self._drop(self._samples(indices, captions), drop)
+        rows = near.rows.masked_fill(drop[:, None], NOBODY)
+        return batch | {"things": self._things(indices_of(captions)), "rows": rows, "texts": near.texts}
