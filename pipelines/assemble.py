@@ -11,6 +11,8 @@ from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler, SchedulerM
 from torch import nn
 
 from unclip.clip import FrozenCLIP
+from unclip.clip.prune import keep_frequent_pieces
+from unclip.data.images import CaptionedImages
 from unclip.data.words import Lexicon
 from unclip.errors import UserError
 from unclip.files import atomic_dir
@@ -33,6 +35,8 @@ def assemble(
     dtype: torch.dtype = torch.float16,
     defaults: Mapping[str, Any] | None = None,
     lexicon: str | Path | None = None,
+    word_pieces: int | None = None,
+    data: str | Path | None = None,
 ) -> Path:
     """Put trained networks together and save them as a pipeline folder.
 
@@ -44,6 +48,7 @@ def assemble(
             nothing.
         defaults: settings of a call to save with the model, e.g. {"decoder_num_inference_steps": 20}.
         lexicon: file of `unclip data lexicon`, by which the model understands plain words.
+        word_pieces: keep only so many of CLIP's commonest, and those in the captions of `data`, for a smaller model.
 
     Returns: `out`, ready for `UnCLIPTextToImagePipeline.from_pretrained`.
 
@@ -56,6 +61,8 @@ def assemble(
         raise UserError(f"{folder} holds something that is no pipeline: choose another output folder")
     if upsampler_1024 is not None and upsampler_256 is None:
         raise UserError("upsampler_1024 enlarges what upsampler_256 makes: give that one too")
+    if (word_pieces is None) != (data is None):
+        raise UserError("word_pieces and data go together: the pieces in the captions of the data are kept")
     words = None if lexicon is None else Lexicon.load(lexicon)
     parts: dict[str, Any] = {
         "clip": load_network(FrozenCLIP, clip),
@@ -65,6 +72,10 @@ def assemble(
         "upsampler_1024": None if upsampler_1024 is None else load_network(Upsampler, upsampler_1024),
     }
     _check_fit(parts["clip"], parts["prior"], parts["decoder"])
+    if word_pieces is not None and data is not None:
+        pictures = CaptionedImages(data, split=None)
+        texts = {text for i in range(len(pictures)) for text in pictures.captions(i)}
+        parts["clip"] = keep_frequent_pieces(parts["clip"], word_pieces, texts)
     for name, network in list(parts.items()):
         if name != "clip":
             parts[f"{name}_scheduler"] = None if network is None else default_scheduler(network)
@@ -95,9 +106,9 @@ def default_scheduler(network: Any) -> SchedulerMixin:
 
 
 def round_matrices(module: nn.Module, dtype: torch.dtype) -> None:
-    """Store matrices and kernels, learned or fitted, in `dtype`, in place; what has one dimension keeps its own."""
+    """Store matrices and kernels, learned or fitted, in `dtype`, in place; vectors and whole numbers keep their own."""
     for tensor in (*module.parameters(), *module.buffers()):
-        if tensor.ndim >= 2:
+        if tensor.ndim >= 2 and tensor.is_floating_point():
             tensor.data = tensor.data.to(dtype)
 
 

@@ -188,6 +188,15 @@ def assemble(
         list[str] | None,
         typer.Option(metavar="KEY=VALUE", help="Default of a call, e.g. decoder_guidance_scale=3."),
     ] = None,
+    word_pieces: Annotated[
+        Whole,
+        typer.Option(
+            min=1, help="Keep only so many of CLIP's, the commonest, and those in captions of --data."
+        ),
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Pictures whose captions have to stay as they are.")
+    ] = None,
 ) -> None:
     """Make a model of trained networks. `generate --model` and `from_pretrained` load it."""
     defaults = dict(read_number(each) for each in default or [])
@@ -203,6 +212,8 @@ def assemble(
         dtype=torch_dtype(dtype),
         defaults=defaults,
         lexicon=lexicon,
+        word_pieces=word_pieces,
+        data=data,
     )
     typer.echo(folder)
 

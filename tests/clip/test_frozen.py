@@ -43,7 +43,7 @@ def clip(request, tiny_clip):
 
 
 def test_embeddings_have_unit_norm_and_states_fit_the_mask(clip):
-    embeds, tokens, mask = clip.encode_text(TEXTS)
+    embeds, tokens, mask, _ = clip.encode_text(TEXTS)
     assert embeds.shape == (3, clip.embed_dim)
     assert tokens.shape == (*mask.shape, clip.token_dim)
     assert mask.dtype is torch.bool
@@ -221,3 +221,15 @@ def test_open_clip_folder(tmp_path, byte_pair_clip):
     save_file(byte_pair_clip.model.state_dict(), tmp_path / "open_clip_model.safetensors")
     loaded = FrozenCLIP.from_open_clip(f"local-dir:{tmp_path}")
     assert_close(loaded.encode_text(TEXTS), byte_pair_clip.encode_text(TEXTS))
+
+
+def test_things_named_in_a_text_are_embedded_too(tiny_clip):
+    texts = ["a red apple", "a red apple left of a blue house", "a cat, a dog and a red house in a row"]
+    encoded = tiny_clip.encode_text(texts)
+    assert encoded.things.shape == (3, 4, tiny_clip.embed_dim)
+    assert torch.equal(encoded.things[:, 0], encoded.embeds)
+    alone = tiny_clip.encode_text(["a red apple", "a blue house"]).embeds
+    assert_close(encoded.things[1, 1:3], alone)
+    assert not encoded.things[0, 1:].any()
+    assert not encoded.things[1, 3].any()
+    assert tiny_clip.encode_text(["a red apple"]).things.shape[1] == 1

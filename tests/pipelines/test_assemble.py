@@ -10,8 +10,10 @@ import torch
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
+from unclip.clip import FrozenCLIP
+from unclip.data import CaptionedImages
 from unclip.errors import UserError
-from unclip.models import Decoder, MLPPrior
+from unclip.models import Decoder, MLPPrior, RecallPrior
 from unclip.pipelines import UnCLIPTextToImagePipeline
 from unclip.pipelines.assemble import assemble, default_scheduler
 
@@ -54,6 +56,45 @@ def test_runs_become_a_model(
     own = tiny_pipeline.settings()
     settings = {name: value for name, value in vars(own).items() if name not in defaults} | defaults
     assert_close(picture(pipe, **settings), picture(tiny_pipeline, **settings), atol=0.02, rtol=0)
+
+
+def test_a_recalling_prior_serves_and_draws_what_it_remembers(
+    tiny_pipeline: UnCLIPTextToImagePipeline, runs: dict[str, Path], tmp_path: Path
+) -> None:
+    """Its memory stays in 8 bits; one that trusts its guess gives back the embedding whose caption is asked for."""
+    clip = tiny_pipeline.clip
+    prior = RecallPrior(
+        embed_dim=clip.embed_dim, token_dim=clip.token_dim, width=16, layers=1, heads=2, max_tokens=16,
+        memory_size=3, key_dim=4, neighbours=2,
+    )  # fmt: skip
+    prior.set_embed_statistics(clip.embed_mean, clip.embed_std)
+    captions = ["a red apple", "a blue house", "the green cat"]
+    z_t = clip.encode_text(captions).embeds
+    z_i = torch.nn.functional.normalize(torch.randn(3, clip.embed_dim), dim=-1)
+    prior.memory.fit_keys(z_t, torch.arange(3))
+    prior.memory.store(z_t, prior.normalize(z_i))
+    torch.nn.init.constant_(prior.trust.bias, 40.0)
+    with torch.no_grad():
+        prior.guess.gains.bias.copy_(torch.tensor([0.0, 0.0, 6.0, -5.0]))
+    prior.save_pretrained(tmp_path / "recall")
+    out = assemble(**runs | {"prior": tmp_path / "recall"}, out=tmp_path / "model")
+    pipe = UnCLIPTextToImagePipeline.from_pretrained(out)
+    assert pipe.prior.memory.values.dtype is torch.int8
+    pipe.set_progress_bar_config(disable=True)
+    settings = {"size": 16, "plain_words": False, "prior_guidance_scale": 1, "num_prior_candidates": 1}
+    made = pipe(captions, generator=[torch.Generator().manual_seed(i) for i in range(3)], **settings)
+    assert_close(made.image_embeds, z_i, atol=0.02, rtol=0.05)
+
+
+def test_fewer_word_pieces(runs: dict[str, Path], tmp_path: Path, real: CaptionedImages) -> None:
+    with pytest.raises(UserError, match="word_pieces and data go together"):
+        assemble(**runs, out=tmp_path / "model", word_pieces=5)
+    out = assemble(**runs, out=tmp_path / "model", word_pieces=5, data=real.path)
+    before, after = (
+        FrozenCLIP.from_pretrained(path).encode_text(real.captions(0)).embeds
+        for path in (runs["clip"] / "model", out / "clip")
+    )
+    assert_close(after, before, atol=0.01, rtol=0)
 
 
 def test_an_mlp_serves_as_the_prior(

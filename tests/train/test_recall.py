@@ -111,5 +111,5 @@ def test_it_remembers_the_data_at_hand_not_that_of_the_weights(
 
 @pytest.mark.parametrize("options", [["task.hide_own=-0.1"], ["task.hide_own=0.8", "task.hide_all=0.3"]])
 def test_options_are_checked(options: list[str]) -> None:
-    with pytest.raises(UserError, match="probabilities that add up to at most 1, got task.hide_own"):
+    with pytest.raises(UserError, match=r"add up to at most 1, got task\.hide_own"):
         task_of(*options)

@@ -90,10 +90,17 @@ class PrefixCache(TextCache):
 class Encoded(Protocol):
     """Captions as CLIP gives them: `unclip.clip.TextEncoding`."""
 
-    embeds: Tensor  # [B, D]
-    tokens: Tensor  # [B, L, C]
-    mask: Tensor  # [B, L]
-    things: Tensor  # [B, R, D]
+    @property
+    def embeds(self) -> Tensor: ...  # [B, D]
+
+    @property
+    def tokens(self) -> Tensor: ...  # [B, L, C]
+
+    @property
+    def mask(self) -> Tensor: ...  # [B, L]
+
+    @property
+    def things(self) -> Tensor: ...  # [B, R, D]
 
 
 class ReadsText:

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from diffusers import ModelMixin  # noqa: F401 - pipelines look in a network's module for how it is loaded
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
@@ -154,7 +155,10 @@ class RecallPrior(DiffusionPrior):
         things: Tensor | None = None,
         rows: Tensor | None = None,
         texts: Tensor | None = None,
-        **made: Tensor,
+        prefix_keys: Tensor | None = None,
+        prefix_values: Tensor | None = None,
+        recalled: Tensor | None = None,
+        likeness: Tensor | None = None,
     ) -> Tensor:
         """Predict the scaled image embedding.
 
@@ -163,17 +167,22 @@ class RecallPrior(DiffusionPrior):
             t: [B], time in the units of the training schedule.
             text_mask, text_tokens, text_embeds, things, rows, texts: as `prefix` takes them; a text of fewer rows P
                 serves B / P rows of x in succession each. Or, in their place,
-            made: what `prefix` made of them, as in `forward(x, t, **prefix)`.
+            prefix_keys, prefix_values, recalled, likeness: what `prefix` made of them, as in `forward(x, t, **prefix)`.
 
         Returns: [B, D], the clean embedding in the scaled space.
         Raises: UserError if neither the text nor a prefix of as many rows is given.
         """
-        names = ("prefix_keys", "prefix_values", "recalled", "likeness")
-        prefix: Any = {name: made.get(name) for name in names} | {"text_mask": text_mask}
+        made: Any = {
+            "prefix_keys": prefix_keys,
+            "prefix_values": prefix_values,
+            "recalled": recalled,
+            "likeness": likeness,
+            "text_mask": text_mask,
+        }
         text = {"text_tokens": text_tokens, "text_mask": text_mask, "text_embeds": text_embeds}
         looked_up = {"things": things, "rows": rows, "texts": texts}
         text |= {name: tensor for name, tensor in looked_up.items() if tensor is not None}
-        cache = self.text_cache(len(x), PrefixCache(prefix), text)
+        cache = self.text_cache(len(x), PrefixCache(made), text)
         time, noised, query = self._step_tokens(x, t).unbind(1)
         guess = self.guess(x.to(time), time, cache["recalled"], cache["likeness"])
         h = self._at_query(torch.stack([time, noised, self.guess_in(guess), query], dim=1), cache)

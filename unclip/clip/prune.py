@@ -1,0 +1,65 @@
+"""A smaller vocabulary: word embeddings are the largest part of a small CLIP, and most of them are for rare words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from unclip.clip.frozen import FrozenCLIP
+from unclip.clip.tokenize import FileTokenizer, keep_pieces
+from unclip.errors import UserError
+
+
+@torch.no_grad()
+def keep_frequent_pieces(clip: FrozenCLIP, count: int, texts: Iterable[str]) -> FrozenCLIP:
+    """The same CLIP with the first `count` word pieces, those of `texts`, and single characters.
+
+    BERT's vocabulary is sorted by frequency, so the first are the commonest. `texts` are embedded as before; a rare
+    word that lost its piece is spelled out in shorter ones, of which the tower knows less.
+
+    Raises:
+        UserError: the text tower has no word pieces (only BERT-like ones do), or `count` is not positive.
+    """
+    tokenizer = clip.text_tokenizer
+    words = getattr(getattr(getattr(clip.model, "text", None), "transformer", None), "embeddings", None)
+    if not isinstance(tokenizer, FileTokenizer) or words is None:
+        raise UserError(
+            "only a text tower of word pieces (BERT) can do with fewer: leave its vocabulary as it is"
+        )
+    if count < 1:
+        raise UserError(f"expected at least one word piece to keep, got {count}")
+    whole = tokenizer.tokenizer
+    used = {piece for text in texts for piece in whole.encode(text).tokens}
+    vocabulary = whole.get_vocab()
+    special = {token.content for token in whole.get_added_tokens_decoder().values()}
+
+    def kept(piece: str) -> bool:
+        short = len(piece.removeprefix("##")) == 1  # any word can be spelled out in these
+        return short or piece in special or piece in used or vocabulary[piece] < count
+
+    smaller, ids = keep_pieces(whole, kept)
+    architecture: Any = _with_vocabulary(clip.config.architecture, len(ids))
+    pruned = FrozenCLIP(
+        architecture,
+        clip.config.tokenizer,
+        clip.config.tokenizer_options,
+        clip.config.image_mean,
+        clip.config.image_std,
+    )
+    state = clip.state_dict()
+    name = "model.text.transformer.embeddings.word_embeddings.weight"
+    state[name] = state[name][torch.tensor(ids)]
+    cast(nn.Module, pruned).load_state_dict(state)
+    pruned.text_tokenizer = FileTokenizer(smaller, clip.context_length, **tokenizer.options)
+    return pruned
+
+
+def _with_vocabulary(architecture: dict[str, Any], size: int) -> dict[str, Any]:
+    text = architecture["text_cfg"]
+    return {
+        **architecture,
+        "text_cfg": {**text, "hf_config": {**text["hf_config"], "vocab_size": size}},
+    }
