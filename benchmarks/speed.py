@@ -20,7 +20,7 @@ import torch
 
 from unclip.clip import TextEncoding
 from unclip.files import atomic_path
-from unclip.models import DiffusionPrior, MLPPrior
+from unclip.models import DiffusionPrior, RecallPrior
 from unclip.pipelines import UnCLIPTextToImagePipeline
 from unclip.pipelines.stages import denoiser_of, image_seeds, sample_decoder, sample_prior, sample_upsampler
 from unclip.train.presets import preset
@@ -31,6 +31,7 @@ CAPTIONS = (
     "house",
     "a twemoji of a grinning cat with smiling eyes",
 )
+MEMORY = 20_000  # pictures that the recalling prior knows, about as many as the embedded model
 Row = tuple[str, ...]
 
 
@@ -115,27 +116,32 @@ def guidance_step(pipe: UnCLIPTextToImagePipeline, repeats: int) -> list[Row]:
 def prior_training(pipe: UnCLIPTextToImagePipeline, repeats: int) -> list[Row]:
     """Forward and backward of each prior at its preset's batch, on captions of 10 tokens, per caption."""
     dims = {name: pipe.prior.config[name] for name in ("embed_dim", "token_dim")}
-    named, runs = [], []
-    for stage, network in (("prior", DiffusionPrior), ("prior-mlp", MLPPrior)):
-        config = preset(stage, "emoji")
-        captions, noises = config.batch_size, config.task.get("noises", 1)
-        model = network(**config.model, **dims)
-        rows = captions * noises
-        inputs = {
-            "x": torch.randn(rows, dims["embed_dim"]),
-            "t": torch.rand(rows) * 999,
-            "text_tokens": torch.randn(captions, 10, dims["token_dim"]),
-            "text_mask": torch.ones(captions, 10, dtype=torch.bool),
-            "text_embeds": torch.nn.functional.normalize(torch.randn(captions, dims["embed_dim"]), dim=-1),
-        }
-        runs.append(lambda model=model, inputs=inputs: model(**inputs).square().mean().backward())
-        named.append((f"{stage}, {captions} captions, {noises} noised z_i each", captions))
-    times = seconds(runs, max(1, repeats // 10))
-    whole, mlp = (time / captions for time, (_, captions) in zip(times, named, strict=True))
-    ratios = ("", f"{whole / mlp:.1f} × faster")
+    runs: list[Callable[[], object]] = []
+    config = preset("prior", "emoji")
+    captions, noises = config.batch_size, config.task["noises"]
+    rows = captions * noises
+    inputs = {
+        "x": torch.randn(rows, dims["embed_dim"]),
+        "t": torch.rand(rows) * 999,
+        "text_tokens": torch.randn(captions, 10, dims["token_dim"]),
+        "text_mask": torch.ones(captions, 10, dtype=torch.bool),
+        "text_embeds": torch.nn.functional.normalize(torch.randn(captions, dims["embed_dim"]), dim=-1),
+    }
+    plain = DiffusionPrior(**config.model, **dims)
+    runs.append(lambda: plain(**inputs).square().mean().backward())
+    options = preset("prior-recall", "emoji").model
+    options = options | {"key_dim": min(options["key_dim"], dims["embed_dim"])}
+    recalling = RecallPrior(**options, **dims, memory_size=MEMORY)
+    near = torch.randint(
+        MEMORY, (captions, options["neighbours"])
+    )  # in training they are looked up beforehand
+    known = {"rows": near, "texts": torch.zeros_like(near)}
+    runs.append(lambda: recalling(**inputs, **known).square().mean().backward())
+    whole, recall = (time / captions for time in seconds(runs, max(1, repeats // 10)))
+    name = f"{captions} captions, {noises} noised z_i each"
     return [
-        (name, milliseconds(each), ratio)
-        for (name, _), each, ratio in zip(named, (whole, mlp), ratios, strict=True)
+        (f"prior, {name}", milliseconds(whole), ""),
+        (f"prior-recall, {name}", milliseconds(recall), f"{recall / whole:.1f} × slower"),
     ]
 
 

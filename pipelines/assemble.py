@@ -57,8 +57,7 @@ def assemble(
             things.
     """
     folder = Path(out)
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / INDEX).is_file()):
-        raise UserError(f"{folder} holds something that is no pipeline: choose another output folder")
+    _check_output(folder)
     if upsampler_1024 is not None and upsampler_256 is None:
         raise UserError("upsampler_1024 enlarges what upsampler_256 makes: give that one too")
     if (word_pieces is None) != (data is None):
@@ -73,9 +72,8 @@ def assemble(
     }
     _check_fit(parts["clip"], parts["prior"], parts["decoder"])
     if word_pieces is not None and data is not None:
-        pictures = CaptionedImages(data, split=None)
-        texts = {text for i in range(len(pictures)) for text in pictures.captions(i)}
-        parts["clip"] = keep_frequent_pieces(parts["clip"], word_pieces, texts)
+        parts["clip"] = keep_frequent_pieces(parts["clip"], word_pieces, captions_of(data))
+    networks = list(filter(None, parts.values()))
     for name, network in list(parts.items()):
         if name != "clip":
             parts[f"{name}_scheduler"] = None if network is None else default_scheduler(network)
@@ -83,13 +81,17 @@ def assemble(
     if defaults:
         pipe = UnCLIPTextToImagePipeline(**parts, **vars(Settings.of(pipe.config, defaults)))
     pipe.lexicon = words
-    for network in filter(
-        None, (parts[name] for name in ("clip", "prior", "decoder", "upsampler_256", "upsampler_1024"))
-    ):
+    for network in networks:
         round_matrices(network, dtype)
     with atomic_dir(folder) as temporary:
         pipe.save_pretrained(temporary)
     return folder
+
+
+def captions_of(data: str | Path) -> list[str]:
+    """Every caption of a data folder, of whatever split, once."""
+    pictures = CaptionedImages(data, split=None)
+    return list(dict.fromkeys(text for i in range(len(pictures)) for text in pictures.captions(i)))
 
 
 def default_scheduler(network: Any) -> SchedulerMixin:
@@ -110,6 +112,12 @@ def round_matrices(module: nn.Module, dtype: torch.dtype) -> None:
     for tensor in (*module.parameters(), *module.buffers()):
         if tensor.ndim >= 2 and tensor.is_floating_point():
             tensor.data = tensor.data.to(dtype)
+
+
+def _check_output(folder: Path) -> None:
+    """Raise UserError where writing would replace anything but a pipeline."""
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / INDEX).is_file()):
+        raise UserError(f"{folder} holds something that is no pipeline: choose another output folder")
 
 
 def _check_fit(clip: FrozenCLIP, prior: Prior, decoder: Decoder) -> None:

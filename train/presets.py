@@ -186,38 +186,6 @@ def prior_recall_tiny() -> TrainConfig:
     return replace(prior_tiny(), stage="prior-recall", model=model)
 
 
-def prior_mlp_emoji() -> TrainConfig:
-    """Diffusion prior as an MLP on pooled captions, 9.4M parameters.
-
-    unclip train prior-mlp --preset emoji --data DATA --output RUN cache=CACHE clip=CLIP
-
-    One hour on one core (1,280 captions/s). Tried up to a quarter of it (docs/experiments.md): cosine to the true z_i
-    .73 on pictures held out at random, .65 on held-out styles, where the transformer reaches .77 and .73 in hours.
-    """
-    return TrainConfig(
-        stage="prior-mlp",
-        preset="emoji",
-        steps=17_000,
-        batch_size=256,
-        learning_rate=2.5e-3,
-        warmup_steps=400,
-        decay_fraction=0.5,
-        weight_decay=0.02,
-        betas=(0.9, 0.99),
-        log_every_steps=100,
-        validate_every_steps=2_000,
-        task={"time_skew": 3.0},
-    )
-
-
-def prior_mlp_tiny() -> TrainConfig:
-    """MLP prior for tests: seconds on a CPU; random CLIP.
-
-    unclip train prior-mlp --preset tiny --data tests/fixtures/emoji-fixture.tar --output RUN
-    """
-    return replace(prior_tiny(), stage="prior-mlp", model={"width": 32, "hidden": 64, "condition": 16})
-
-
 def upsampler_256_emoji() -> TrainConfig:
     """Upsampler 64 -> 256, 1.1M parameters.
 
@@ -304,8 +272,6 @@ PRESETS: dict[tuple[str, str], Callable[[], TrainConfig]] = {
     ("prior", "tiny"): prior_tiny,
     ("decoder", "emoji"): decoder_emoji,
     ("decoder", "tiny"): decoder_tiny,
-    ("prior-mlp", "emoji"): prior_mlp_emoji,
-    ("prior-mlp", "tiny"): prior_mlp_tiny,
     ("prior-recall", "emoji"): prior_recall_emoji,
     ("prior-recall", "tiny"): prior_recall_tiny,
     ("upsampler-256", "emoji"): upsampler_256_emoji,

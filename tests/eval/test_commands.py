@@ -288,7 +288,7 @@ def test_the_benchmark_runs(tiny_model: Path, tmp_path: Path) -> None:
     for expected in (
         "prior step, cached prefix",
         "guided decoder step, one batch, 4 pictures",
-        "prior-mlp, 256 captions",
+        "prior-recall, 64 captions",
         "upsampler to 256 px",
     ):
         assert expected in text

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unclip.models import Decoder, DiffusionPrior, MLPPrior, RecallPrior, Upsampler
+from unclip.models import Decoder, DiffusionPrior, RecallPrior, Upsampler
 
 EMBED, TOKEN, BATCH, LENGTH = 12, 20, 3, 5
 
@@ -30,17 +30,6 @@ def _random(model: Network) -> Network:
 def prior() -> DiffusionPrior:
     model = DiffusionPrior(embed_dim=EMBED, token_dim=TOKEN, width=32, layers=3, heads=2, max_tokens=9)
     model.set_embed_statistics(torch.linspace(-0.2, 0.2, EMBED), torch.linspace(0.1, 0.4, EMBED))
-    return _random(model)
-
-
-@pytest.fixture
-def mlp_prior() -> MLPPrior:
-    model = MLPPrior(
-        embed_dim=EMBED, token_dim=TOKEN, width=32, hidden=48, condition=24, queries=2, max_tokens=9
-    )
-    model.set_embed_statistics(torch.linspace(-0.2, 0.2, EMBED), torch.linspace(0.1, 0.4, EMBED))
-    rows = torch.randn(50, EMBED + TOKEN, generator=torch.Generator().manual_seed(3)) + 0.5
-    model.set_text_statistics(rows[:, :EMBED], rows[:, EMBED:])
     return _random(model)
 
 

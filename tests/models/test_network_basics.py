@@ -12,14 +12,13 @@ from unclip.models import Decoder, DiffusionPrior, Upsampler
 from unclip.models.layers import sincos, sincos_positions_2d
 
 
-@pytest.fixture(params=["prior", "mlp_prior", "recall_prior", "decoder", "upsampler"])
-def case(request, prior, mlp_prior, recall_prior, decoder, upsampler, text, noised, decoder_inputs):
+@pytest.fixture(params=["prior", "recall_prior", "decoder", "upsampler"])
+def case(request, prior, recall_prior, decoder, upsampler, text, noised, decoder_inputs):
     """A network and a function that runs it on fixed inputs."""
     rows = torch.tensor([True, False, False])
     low_res = noised["x"][:, :, :4, :4]
     return {
         "prior": (prior, lambda net: net(noised["z"], noised["t"], **text)),
-        "mlp_prior": (mlp_prior, lambda net: net(noised["z"], noised["t"], **text)),
         "recall_prior": (recall_prior, lambda net: net(noised["z"], noised["t"], **text)),
         "decoder": (decoder, lambda net: net(**decoder_inputs, drop_image=rows, drop_text=rows.flip(0))),
         "upsampler": (

@@ -13,7 +13,7 @@ from torch.testing import assert_close
 from unclip.clip import FrozenCLIP
 from unclip.data import CaptionedImages
 from unclip.errors import UserError
-from unclip.models import Decoder, MLPPrior, RecallPrior
+from unclip.models import Decoder, RecallPrior
 from unclip.pipelines import UnCLIPTextToImagePipeline
 from unclip.pipelines.assemble import assemble, default_scheduler
 
@@ -95,35 +95,6 @@ def test_fewer_word_pieces(runs: dict[str, Path], tmp_path: Path, real: Captione
         for path in (runs["clip"] / "model", out / "clip")
     )
     assert_close(after, before, atol=0.01, rtol=0)
-
-
-def test_an_mlp_serves_as_the_prior(
-    tiny_pipeline: UnCLIPTextToImagePipeline, runs: dict[str, Path], tmp_path: Path
-) -> None:
-    """With guidance against a shorter caption, several candidates, and pictures that do not depend on their batch."""
-    clip = tiny_pipeline.clip
-    prior = MLPPrior(
-        embed_dim=clip.embed_dim, token_dim=clip.token_dim, width=16, hidden=24, condition=8, max_tokens=16
-    )
-    prior.set_embed_statistics(clip.embed_mean, clip.embed_std)
-    generator = torch.Generator().manual_seed(0)
-    for parameter in prior.parameters():
-        parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
-    prior.save_pretrained(tmp_path / "mlp")
-    out = assemble(**runs | {"prior": tmp_path / "mlp"}, out=tmp_path / "model", dtype=torch.float32)
-    pipe = UnCLIPTextToImagePipeline.from_pretrained(out)
-    assert type(pipe.prior) is MLPPrior
-    pipe.set_progress_bar_config(disable=True)
-
-    def embeds(*prompts: str, **settings: float) -> torch.Tensor:
-        seeds = [torch.Generator().manual_seed(len(prompt)) for prompt in prompts]
-        return pipe(list(prompts), size=16, generator=seeds, num_prior_candidates=3, **settings).image_embeds
-
-    together = embeds("a red apple", "a small blue house on the left of the green cat")
-    assert_close(together[:1], embeds("a red apple"), rtol=1e-4, atol=1e-5)
-    assert (together[0] - together[1]).abs().max() > 1e-3
-    unguided, guided = (embeds("a red apple", prior_guidance_scale=scale) for scale in (1, 4))
-    assert (unguided - guided).abs().max() > 1e-3
 
 
 def test_a_part_is_replaced(runs: dict[str, Path], tmp_path: Path) -> None:

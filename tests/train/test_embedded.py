@@ -28,7 +28,7 @@ def task_of(stage: str, *overrides: str) -> Task:
     return make_task(configure(stage, "tiny", overrides, {"output": "unused", "data": "fake"}, resume=False))
 
 
-@pytest.mark.parametrize("stage", ["prior", "prior-mlp", "prior-recall", "decoder"])
+@pytest.mark.parametrize("stage", ["prior", "prior-recall", "decoder"])
 def test_a_share_of_the_samples_are_scenes(
     stage: str, real: CaptionedImages, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -94,7 +94,7 @@ def test_a_cache_of_other_scenes_is_refused_without_a_clip_too(real: CaptionedIm
             LOAD_CACHE(config, other, None, "-scenes")
 
 
-@pytest.mark.parametrize("stage", ["prior", "prior-mlp", "prior-recall", "decoder", "clip"])
+@pytest.mark.parametrize("stage", ["prior", "prior-recall", "decoder", "clip"])
 def test_a_dry_run_needs_no_scenes_and_writes_no_cache(stage: str, tmp_path: Path) -> None:
     options = ["task.scenes=0.5"] if stage == "clip" else [f"cache={tmp_path}", "task.scenes=50"]
     config = configure(stage, "tiny", options, {"data": "fake"}, resume=False)

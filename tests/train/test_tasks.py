@@ -15,7 +15,7 @@ from PIL import Image
 from torch.testing import assert_close
 
 from unclip.errors import UserError
-from unclip.models import Decoder, DiffusionPrior, MLPPrior, RecallPrior, Upsampler
+from unclip.models import Decoder, DiffusionPrior, RecallPrior, Upsampler
 from unclip.train.cli import configure, make_task
 from unclip.train.pictures import grid, random_background
 from unclip.train.tasks.base import REMEMBERED, Task
@@ -24,7 +24,6 @@ from unclip.train.trainer import Trainer
 
 CLASSES = {
     "prior": DiffusionPrior,
-    "prior-mlp": MLPPrior,
     "prior-recall": RecallPrior,
     "decoder": Decoder,
     "upsampler-256": Upsampler,
@@ -92,7 +91,7 @@ def test_golden_decoder_loss(tmp_path: Path) -> None:
 GOLDEN = [2.357691, 1.551114, 3.843961, 1.206565, 1.935018]
 
 
-@pytest.mark.parametrize("stage", ["prior", "prior-mlp", "prior-recall", "decoder", "upsampler-256"])
+@pytest.mark.parametrize("stage", ["prior", "prior-recall", "decoder", "upsampler-256"])
 def test_loss_falls(stage: str, tmp_path: Path) -> None:
     task = task_of(stage, tmp_path / "run", "steps=40")
     trainer = Trainer(task.config, task)

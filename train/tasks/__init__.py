@@ -9,7 +9,7 @@ from unclip.errors import UserError
 if TYPE_CHECKING:
     from .base import Task
 
-STAGES = ("clip", "prior", "prior-mlp", "prior-recall", "decoder", "upsampler-256", "upsampler-1024")
+STAGES = ("clip", "prior", "prior-recall", "decoder", "upsampler-256", "upsampler-1024")
 
 
 def task_class(stage: str) -> type[Task]:
@@ -26,10 +26,6 @@ def task_class(stage: str) -> type[Task]:
         from .prior import PriorTask
 
         return PriorTask
-    if stage == "prior-mlp":
-        from .prior import MLPPriorTask
-
-        return MLPPriorTask
     if stage == "prior-recall":
         from .recall import RecallPriorTask
 

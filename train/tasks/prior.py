@@ -1,4 +1,4 @@
-"""Diffusion prior p(z_i | y): image embedding from a caption (unCLIP §2.2), by the paper's transformer or by an MLP.
+"""Diffusion prior p(z_i | y): image embedding from a caption (unCLIP §2.2), by the paper's transformer.
 
 The network predicts z_i itself by mean squared error, in the space where each dimension has unit variance; the text is
 replaced by the encoding of "" 10 % of the time, for guidance.
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from unclip.diffusion import Denoiser, DiscreteSchedule, SimpleLoss, add_noise, denoise, initial_noise
 from unclip.errors import UserError
-from unclip.models import PRIORS, DiffusionPrior, MLPPrior, Prior
+from unclip.models import PRIORS, DiffusionPrior, Prior
 
 from ..config import TrainConfig
 from .base import Batch, normal_like
@@ -167,22 +167,3 @@ class PriorTask(EmbeddedTask):
         states[drop, :length], mask[drop, :length] = self._empty.tokens[0], self._empty.mask[0]
         embeds = torch.where(drop[:, None], self._empty.embeds, batch["text_embeds"])
         return batch | {"text_tokens": states, "text_mask": mask, "text_embeds": embeds}
-
-
-class MLPPriorTask(PriorTask):
-    """Trains `MLPPrior`, to which a caption costs a fraction of what it costs the transformer."""
-
-    name = "prior-mlp"
-    SAMPLED = 2_048  # captions whose statistics stand for all
-
-    def __init__(self, config: TrainConfig) -> None:
-        super().__init__(config)
-        assert isinstance(self.model, MLPPrior)
-        _, captions = self.data.draw(self.SAMPLED, np.random.default_rng(config.seed))
-        text = self.data.text(captions)
-        states = text["text_tokens"][text["text_mask"]]
-        self.model.set_text_statistics(self.text_embeds[indices_of(captions)], states)
-
-    @classmethod
-    def network(cls) -> Callable[..., Prior]:
-        return MLPPrior

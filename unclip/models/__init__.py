@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from unclip.models.decoder import Decoder
 from unclip.models.layers import warn_of_another_clip
-from unclip.models.mlp_prior import MLPPrior
 from unclip.models.prior import DiffusionPrior, PrefixCache, TextCache
 from unclip.models.recall_prior import RecallPrior
 from unclip.models.upsampler import Upsampler
 
-Prior = DiffusionPrior | MLPPrior | RecallPrior  # either serves every pipeline
-PRIORS = (DiffusionPrior, MLPPrior, RecallPrior)
+Prior = DiffusionPrior | RecallPrior  # either serves every pipeline
+PRIORS = (DiffusionPrior, RecallPrior)
 
 __all__ = [
     "PRIORS",
     "Decoder",
     "DiffusionPrior",
-    "MLPPrior",
     "PrefixCache",
     "Prior",
     "RecallPrior",
