@@ -44,8 +44,7 @@ def assemble(
         clip, prior, decoder, upsampler_256, upsampler_1024: outputs of training runs (RUN or RUN/model), or
             component folders of another pipeline, so that a part of a model can be replaced.
         out: the folder to write, whole or not at all. A pipeline folder that is there already is replaced.
-        dtype: of the matrices on disk. Vectors (norms, biases, statistics) stay in float32: they cost
-            nothing.
+        dtype: of the matrices on disk. Vectors (norms, biases, statistics) stay in float32: they cost nothing.
         defaults: settings of a call to save with the model, e.g. {"decoder_num_inference_steps": 20}.
         lexicon: file of `unclip data lexicon`, by which the model understands plain words.
         word_pieces: keep only so many of CLIP's commonest, and those in the captions of `data`, for a smaller model.
@@ -53,8 +52,7 @@ def assemble(
     Returns: `out`, ready for `UnCLIPTextToImagePipeline.from_pretrained`.
 
     Raises:
-        UserError: a folder is missing or damaged, the networks do not fit together, or `out` holds other
-            things.
+        UserError: a folder is missing or damaged, the networks do not fit together, or `out` holds other things.
     """
     folder = Path(out)
     _check_output(folder)
