@@ -23,6 +23,7 @@ from unclip.models.memory import NOBODY, EmbeddingMemory, Neighbours
 from unclip.models.prior import DiffusionPrior, Encoded, PrefixCache
 
 MOST_TEXTS = 4  # a caption and up to three things in it
+HEAD_SIZE = 32  # of queries and keys of MovedValues
 STEEPEST = 12.0  # logarithm: exp(12) is steeper than the last step of any schedule
 
 
@@ -58,14 +59,44 @@ class Guess(nn.Module):
         return torch.einsum("bk,bkd->bd", weights, values)
 
 
+class MovedValues(nn.Module):
+    """Attention over the recalled embeddings whose heads are linear maps of whole embeddings: Σ_m A_m Σ_k w_mk v_k.
+
+    Where a thing stands, how large and in which colour is nearly linear in an embedding with a layout code, so a head
+    can learn "to the left, in half its size" once for all things. It starts as zero.
+    """
+
+    def __init__(self, width: int, embed_dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query = nn.Linear(width, heads * HEAD_SIZE)
+        self.key = nn.Linear(width, heads * HEAD_SIZE)
+        self.maps = nn.Linear(heads * embed_dim, embed_dim, bias=False)
+
+    def forward(self, h: Tensor, neighbours: Tensor, values: Tensor) -> Tensor:
+        """h [B, W], neighbours [B, k, W] (as tokens), values [B, k, D] -> [B, D]."""
+        q = self.query(h).unflatten(-1, (self.heads, HEAD_SIZE))
+        k = self.key(neighbours).unflatten(-1, (self.heads, HEAD_SIZE))
+        weights = (torch.einsum("bmc,bkmc->bmk", q, k) * HEAD_SIZE**-0.5).softmax(dim=-1)
+        return self.maps((weights @ values).flatten(1))
+
+
 class RecallPrior(DiffusionPrior):
     """`DiffusionPrior` whose prefix goes on with k neighbours from its memory, and whose steps begin with a guess.
 
-    The output is a mean of that guess and of the network's own prediction, weighed by the network in each dimension.
+    The output is a mean of that guess and of the network's own prediction, weighed by the network in each dimension;
+    its own prediction is made of what it knows by heart and of recalled embeddings moved (`MovedValues`).
     Takes and gives what `DiffusionPrior` does, so it serves every pipeline. Its memory holds scaled embeddings.
     """
 
-    NEW_LAYERS = ("memory", "neighbour_in", "guess", "guess_in", "trust")  # those that DiffusionPrior has not
+    NEW_LAYERS = (
+        "memory",
+        "neighbour_in",
+        "guess",
+        "guess_in",
+        "moved",
+        "trust",
+    )  # those that DiffusionPrior has not
 
     @register_to_config
     def __init__(
@@ -83,6 +114,7 @@ class RecallPrior(DiffusionPrior):
         memory_size: int = 1,
         key_dim: int = 96,
         neighbours: int = 8,
+        moves: int = 6,
         least_likeness: float = 0.6,
     ) -> None:
         super().__init__(
@@ -102,10 +134,12 @@ class RecallPrior(DiffusionPrior):
         self.neighbour_in = nn.Linear(embed_dim + key_dim + 1 + MOST_TEXTS, width)
         self.guess = Guess(width)
         self.guess_in = nn.Linear(embed_dim, width)
+        self.moved = MovedValues(width, embed_dim, moves)
         self.trust = nn.Linear(width, embed_dim)
-        for layer in (self.neighbour_in, self.guess_in):
+        for layer in (self.neighbour_in, self.guess_in, self.moved.query, self.moved.key):
             init_linear(layer)
-        zero_(self.trust)
+        for layer in (self.trust, self.moved.maps):
+            zero_(layer)
         self.guess.reset()
 
     def read(self, text: Encoded) -> PrefixCache:
@@ -140,9 +174,10 @@ class RecallPrior(DiffusionPrior):
         whose = F.one_hot(near.texts, MOST_TEXTS) * (near.rows != NOBODY)[..., None]  # [B, k, MOST_TEXTS]
         features = torch.cat([values, difference, likeness[..., None], whose], dim=-1)
         tokens = self._prefix_tokens(text_tokens, text_mask, text_embeds)
-        tokens = torch.cat([tokens, self.neighbour_in(features.to(tokens))], dim=1)
-        cache = self._keys_and_values(tokens, text_mask)
-        return PrefixCache({**cache, "recalled": values.to(tokens), "likeness": likeness.to(tokens)})
+        recalled = self.neighbour_in(features.to(tokens))
+        cache = self._keys_and_values(torch.cat([tokens, recalled], dim=1), text_mask)
+        found = {"recalled": values, "likeness": likeness, "recalled_tokens": recalled}
+        return PrefixCache({**cache, **{name: tensor.to(tokens) for name, tensor in found.items()}})
 
     def forward(
         self,
@@ -159,6 +194,7 @@ class RecallPrior(DiffusionPrior):
         prefix_values: Tensor | None = None,
         recalled: Tensor | None = None,
         likeness: Tensor | None = None,
+        recalled_tokens: Tensor | None = None,
     ) -> Tensor:
         """Predict the scaled image embedding.
 
@@ -167,7 +203,8 @@ class RecallPrior(DiffusionPrior):
             t: [B], time in the units of the training schedule.
             text_mask, text_tokens, text_embeds, things, rows, texts: as `prefix` takes them; a text of fewer rows P
                 serves B / P rows of x in succession each. Or, in their place,
-            prefix_keys, prefix_values, recalled, likeness: what `prefix` made of them, as in `forward(x, t, **prefix)`.
+            prefix_keys, prefix_values, recalled, likeness, recalled_tokens: what `prefix` made of them, as in
+                `forward(x, t, **prefix)`.
 
         Returns: [B, D], the clean embedding in the scaled space.
         Raises: UserError if neither the text nor a prefix of as many rows is given.
@@ -177,6 +214,7 @@ class RecallPrior(DiffusionPrior):
             "prefix_values": prefix_values,
             "recalled": recalled,
             "likeness": likeness,
+            "recalled_tokens": recalled_tokens,
             "text_mask": text_mask,
         }
         text = {"text_tokens": text_tokens, "text_mask": text_mask, "text_embeds": text_embeds}
@@ -186,4 +224,5 @@ class RecallPrior(DiffusionPrior):
         time, noised, query = self._step_tokens(x, t).unbind(1)
         guess = self.guess(x.to(time), time, cache["recalled"], cache["likeness"])
         h = self._at_query(torch.stack([time, noised, self.guess_in(guess), query], dim=1), cache)
-        return torch.lerp(self.out(h), guess, self.trust(h).sigmoid())
+        own = self.out(h) + self.moved(h, cache["recalled_tokens"], cache["recalled"])
+        return torch.lerp(own, guess, self.trust(h).sigmoid())
