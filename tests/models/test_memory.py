@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch.testing import assert_close
 
 from unclip.errors import UserError
-from unclip.models.memory import NOBODY, EmbeddingMemory, Neighbours
+from unclip.models.memory import NOBODY, EmbeddingMemory
 
 M, D, P = 40, 24, 16
 
@@ -27,10 +27,9 @@ def memory(captions: torch.Tensor) -> EmbeddingMemory:
 
 
 def test_each_caption_finds_its_own_picture_and_reads_its_value(memory, captions) -> None:
-    near = memory.neighbours(captions[:, None], 3)
-    assert torch.equal(near.rows[:, 0], torch.arange(M))
-    assert not near.texts.any()
-    values, likeness, difference = memory.read(captions[:, None], near)
+    near = memory.neighbours(captions, 3)
+    assert torch.equal(near[:, 0], torch.arange(M))
+    values, likeness, difference = memory.read(captions, near)
     assert_close(values[:, 0], 3 * captions.flip(1), atol=3 / 127 / 2 + 1e-6, rtol=0)
     assert_close(likeness[:, 0], torch.ones(M), atol=0.01, rtol=0)
     assert difference[:, 0].abs().amax() < 0.01
@@ -38,20 +37,16 @@ def test_each_caption_finds_its_own_picture_and_reads_its_value(memory, captions
     assert_close(likeness, expected, atol=0.02, rtol=0)
 
 
-def test_the_texts_of_a_caption_take_turns(memory, captions) -> None:
-    """Two things: the nearest of each, then the second of each; a text of zeros finds nobody."""
-    texts = torch.stack([torch.zeros(2, D), captions[[3, 5]], captions[[8, 9]]], dim=1)
-    near = memory.neighbours(texts, 4)
-    assert near.texts.tolist() == [[1, 2, 1, 2]] * 2
-    assert near.rows[:, :2].tolist() == [[3, 8], [5, 9]]
-    alone = memory.neighbours(captions[[3], None], 2)
-    assert torch.equal(near.rows[:1, ::2], alone.rows)
+def test_many_captions_are_looked_up_in_parts(memory, captions, monkeypatch) -> None:
+    whole = memory.neighbours(captions, 5)
+    monkeypatch.setattr("unclip.models.memory.AT_ONCE", 7)
+    assert torch.equal(memory.neighbours(captions, 5), whole)
 
 
 def test_nobody_is_like_a_caption_that_is_like_nothing(memory, captions) -> None:
-    near = memory.neighbours(captions[:2, None], 3, least_likeness=0.99)
-    assert near.rows.tolist() == [[0, NOBODY, NOBODY], [1, NOBODY, NOBODY]]
-    recalled = memory.read(captions[:2, None], near)
+    near = memory.neighbours(captions[:2], 3, least_likeness=0.99)
+    assert near.tolist() == [[0, NOBODY, NOBODY], [1, NOBODY, NOBODY]]
+    recalled = memory.read(captions[:2], near)
     assert all(not part[:, 1:].any() for part in recalled)
 
 
@@ -59,16 +54,44 @@ def test_more_neighbours_than_pictures(captions) -> None:
     memory = EmbeddingMemory(2, D, P)
     memory.fit_keys(captions, torch.arange(M))
     memory.store(captions[:2], captions[:2])
-    near = memory.neighbours(captions[:1, None], 5)
-    assert sorted(near.rows[0].tolist()) == [NOBODY] * 3 + [0, 1]
-    assert near.rows[0, 0] == 0
+    near = memory.neighbours(captions[:1], 5)
+    assert sorted(near[0].tolist()) == [NOBODY] * 3 + [0, 1]
+    assert near[0, 0] == 0
 
 
-def test_hidden_neighbours_make_room_for_the_next() -> None:
-    near = Neighbours(torch.tensor([[7, 3, 9, NOBODY]]), torch.tensor([[0, 1, 0, 0]]))
-    left = near.without(near.rows == 7, 3)
-    assert left.rows.tolist() == [[3, 9, NOBODY]]
-    assert left.texts[0, :2].tolist() == [1, 0]
+def test_two_things_are_composed_as_scenes_were(memory, captions, monkeypatch) -> None:
+    """Scenes whose value is a linear map of the two things' values: a pair never seen together comes out right."""
+    monkeypatch.setattr("unclip.models.memory.RIDGE", 1e-4)
+    generator = torch.Generator().manual_seed(5)
+    maps = torch.randn(2, 2, D, D, generator=generator)
+    first, second = torch.randint(M, (2, 400), generator=generator)
+    pair = torch.arange(400) % 2
+    values = memory.read(captions, torch.arange(M)[:, None]).values[:, 0]
+
+    def scene(i: torch.Tensor, j: torch.Tensor, pair: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        things = torch.zeros(len(i), 2, 2, D)
+        things[torch.arange(len(i)), pair] = torch.stack([captions[i], captions[j]], dim=1)
+        made = torch.einsum("bd,bde->be", values[i], maps[pair, 0])
+        return things.flatten(1, 2), made + torch.einsum("bd,bde->be", values[j], maps[pair, 1])
+
+    z_t = F.normalize(torch.randn(400, D, generator=generator), dim=-1)
+    things, made = scene(first, second, pair)
+    memory.fit_compositions(z_t, things, made)
+    i, j, pair = torch.tensor([3, 8, 8]), torch.tensor([5, 8, 1]), torch.tensor([0, 1, 0])
+    things, made = scene(i, j, pair)
+    assert_close(memory.compose(z_t[:3], things), made, rtol=0.01, atol=0.01)
+
+
+def test_there_is_nothing_to_compose_for_one_thing_or_a_familiar_caption(memory, captions) -> None:
+    things = torch.zeros(3, 4, D)
+    things[0, :2] = captions[:2]  # but the caption itself is a picture's
+    things[1, 1:3] = captions[:2]  # a right and an upper one are no pair
+    z_t = torch.cat([captions[:1], -captions[:2]])
+    assert not memory.compose(z_t, things).any()  # nothing is fitted yet
+    memory.compositions.fill_(1.0)
+    assert not memory.compose(z_t, things).any()
+    things[2, 2:] = captions[:2]
+    assert memory.compose(z_t, things).any(dim=1).tolist() == [False, False, True]
 
 
 def test_keys_tell_subjects_apart_and_not_styles() -> None:
@@ -81,7 +104,7 @@ def test_keys_tell_subjects_apart_and_not_styles() -> None:
     memory = EmbeddingMemory(120, D, P)
     memory.fit_keys(captions[~held], which[~held])
     memory.store(captions[~held], captions[~held])
-    found = which[~held][memory.neighbours(captions[held][:, None], 1).rows[:, 0]]
+    found = which[~held][memory.neighbours(captions[held], 1)[:, 0]]
     likeness = F.normalize(captions[held], dim=-1) @ F.normalize(captions[~held], dim=-1).T
     plain = which[~held][likeness.argmax(1)]
     assert float((found == which[held]).float().mean()) > 0.9

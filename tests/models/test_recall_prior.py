@@ -51,8 +51,8 @@ def test_the_prefix_serves_for_the_caption(recall_prior, text, noised) -> None:
     assert_close(recall_prior(z, t, **cache), expected)
     twice = recall_prior(z.repeat_interleave(2, 0), t.repeat_interleave(2), **text)
     assert_close(twice[::2], expected)
-    near = recall_prior.memory.neighbours(text["text_embeds"][:, None], 3, -1.0)
-    assert_close(recall_prior(z, t, **text, rows=near.rows, texts=near.texts), expected)
+    rows = recall_prior.memory.neighbours(text["text_embeds"], 3)
+    assert_close(recall_prior(z, t, **text, rows=rows), expected)
 
 
 @torch.no_grad()
@@ -67,16 +67,18 @@ def test_captions_of_unequal_length_join_for_guidance(recall_prior, text, noised
 
 
 @torch.no_grad()
-def test_things_that_a_caption_names_are_looked_up(recall_prior, text) -> None:
+def test_two_things_that_a_caption_names_are_its_only_neighbour(recall_prior, text) -> None:
+    recall_prior.memory.compositions.normal_(generator=torch.Generator().manual_seed(0))
+    things = torch.zeros(3, 4, 12)
+    things[1, :2] = text["text_embeds"][[0, 2]]
     encoded = SimpleNamespace(
-        embeds=text["text_embeds"],
-        tokens=text["text_tokens"],
-        mask=text["text_mask"],
-        things=torch.stack([text["text_embeds"], text["text_embeds"].roll(1, 0)], dim=1),
+        embeds=text["text_embeds"], tokens=text["text_tokens"], mask=text["text_mask"], things=things
     )
     read, alone = recall_prior.read(encoded), recall_prior.prefix(**text)
-    assert_close(read["recalled"][:, 0], alone["recalled"][:, 0])
-    assert_close(read["recalled"][:, 1], alone["recalled"][:, 0].roll(1, 0))
+    assert_close(read["recalled"][[0, 2]], alone["recalled"][[0, 2]])
+    assert_close(read["recalled"][1, 0], recall_prior.memory.compose(text["text_embeds"], things)[1])
+    assert not read["recalled"][1, 1:].any()
+    assert read["likeness"][1].tolist() == [1, 0, 0]
 
 
 @torch.no_grad()
@@ -85,7 +87,7 @@ def test_a_caption_that_is_like_nothing_recalls_nothing(recall_prior, text, nois
     cache = recall_prior.prefix(**text)
     assert not cache["recalled"].any()
     rows = torch.full((3, 3), NOBODY)
-    nobody = recall_prior.prefix(**text, rows=rows, texts=torch.zeros_like(rows))
+    nobody = recall_prior.prefix(**text, rows=rows)
     z, t = noised["z"], noised["t"]
     assert_close(recall_prior(z, t, **cache), recall_prior(z, t, **nobody))
 
@@ -103,9 +105,7 @@ def test_untrained_with_one_neighbour_it_is_halfway_to_it(text) -> None:
     one = {name: tensor[:1] for name, tensor in text.items()}
     guess = fresh(value, torch.zeros(1), **one)
     own = fresh.out(fresh._at_query(_step(fresh, value, one), fresh.prefix(**one)))
-    known = fresh.memory.read(
-        one["text_embeds"][:, None], fresh.memory.neighbours(one["text_embeds"][:, None], 1)
-    )
+    known = fresh.memory.read(one["text_embeds"], fresh.memory.neighbours(one["text_embeds"], 1))
     drawn = fresh.guess(value, fresh._step_tokens(value, torch.zeros(1))[:, 0], known.values, known.likeness)
     assert_close(guess, (own + drawn) / 2)
 

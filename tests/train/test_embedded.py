@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
 
+from unclip.clip.things import PLACES, things_in
 from unclip.data import CaptionedImages, ComposedScenes
 from unclip.errors import UserError
 from unclip.train.cli import configure, make_task
@@ -58,6 +59,14 @@ def test_a_share_of_the_samples_are_scenes(
         pictures = task._samples(chosen, np.zeros(4, dtype=np.int64))["pictures"]
         assert_close(pictures[1], torch.from_numpy(np.array(composed.rgb(2, 16))).permute(2, 0, 1))
         assert_close(pictures[2], task.thumbnails[3])
+    if stage == "prior-recall":
+        # Nearly every caption is "like" one of so few pictures that differ in so few numbers.
+        monkeypatch.setattr("unclip.models.memory.FAMILIAR", 2.0)
+        task._compose(task.model.memory)
+        (pairs,) = np.nonzero([bool(things_in(composed.captions(i)[0])) for i in range(6)])
+        assert len(pairs) >= 2
+        known = {task.data.cache.texts[m] for m in task.composed}
+        assert known == {composed.captions(i)[0] for i in pairs}
     copy = pickle.loads(pickle.dumps(task))  # noqa: S301 - as spawned workers get it
     a, b = (each.draw(8, np.random.default_rng(1)) for each in (task, copy))
     assert all(torch.equal(a[key], b[key]) for key in a)
@@ -80,6 +89,13 @@ class CountingCLIP:
             torch.stack([lengths.sin(), lengths.cos(), lengths.float(), lengths**0.5], 1), dim=-1
         )
         return SimpleNamespace(embeds=embeds, tokens=torch.ones(*mask.shape, 3) * mask[..., None], mask=mask)
+
+    def encode_things(self, texts: list[str]) -> torch.Tensor:
+        things = torch.zeros(len(texts), 4, 4)
+        for i, text in enumerate(texts):
+            for place, thing in things_in(text).items():
+                things[i, PLACES.index(place)] = self.encode_text([thing]).embeds[0]
+        return things
 
     def fingerprint(self) -> str:
         return "counting"

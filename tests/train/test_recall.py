@@ -33,10 +33,9 @@ def test_a_picture_recalls_itself_first_and_its_value_is_its_embedding() -> None
     task: Any = task_of(*NONE_HIDDEN)
     indices, captions = task.data.draw(200, np.random.default_rng(0))
     near = task.near.choose(indices, captions, np.random.default_rng(1))
-    assert near.rows.shape == (200, 3)
-    assert torch.equal(near.rows[:, 0], own_rows(task, indices))
-    things = task._things(torch.from_numpy(captions))
-    values = task.model.memory.read(things, near).values[:, 0]
+    assert near.shape == (200, 3)
+    assert torch.equal(near[:, 0], own_rows(task, indices))
+    values = task.model.memory.read(task.text_embeds[torch.from_numpy(captions)], near).values[:, 0]
     z = task.model.normalize(task.data.image_embeds[torch.from_numpy(indices)])
     assert_close(values, z, atol=0.03, rtol=0)
 
@@ -50,9 +49,9 @@ def test_shares_are_hidden_as_asked(fake_data: SimpleNamespace) -> None:
     rng = np.random.default_rng(0)
     captions = rng.integers(0, 20, 6000)  # of the ten
     near = task.near.choose(captions // 2, captions, rng)
-    kin = (near.rows >= 0) & (near.rows < 10)
-    itself = near.rows == torch.from_numpy(captions // 2)[:, None]
-    nothing = (near.rows == NOBODY).all(1)
+    kin = (near >= 0) & (near < 10)
+    itself = near == torch.from_numpy(captions // 2)[:, None]
+    nothing = (near == NOBODY).all(1)
     assert_close(float(nothing.float().mean()), 0.1, atol=0.02, rtol=0)
     assert_close(float(itself.any(1).float().mean()), 0.2, atol=0.02, rtol=0)  # 1 - 0.4 - 0.3 - 0.1
     # Others of its subject are near it only by chance; where all are hidden, none is there.
@@ -67,19 +66,6 @@ def test_pictures_held_out_are_not_remembered(fake_data: SimpleNamespace) -> Non
     assert (own_rows(task, held_out) == NOBODY).all()
 
 
-def test_things_that_a_caption_names_are_looked_up(fake_data: SimpleNamespace) -> None:
-    """The last caption names two; the stand-in for CLIP embeds either alike."""
-    task: Any = task_of("model.least_likeness=-1")
-    assert task.things_of[95].tolist() == [0, 1, -1]
-    assert (task.things_of[:95] == -1).all()
-    texts = task.near.near.texts[95]
-    assert set(texts[:3].tolist()) == {0, 1, 2}
-    things = task._things(torch.tensor([95, 0]))
-    assert things[0, 1:3].any(dim=1).all()
-    assert not things[0, 3].any()
-    assert not things[1, 1:].any()
-
-
 def test_a_dropped_caption_recalls_nobody() -> None:
     task: Any = task_of(*NONE_HIDDEN, "task.drop_text=1.0")
     assert (task.draw(8, np.random.default_rng(0))["rows"] == NOBODY).all()
@@ -92,7 +78,7 @@ def test_it_starts_from_the_prior_without_a_memory(tmp_path: Path) -> None:
     for name, tensor in plain.model.state_dict().items():
         assert torch.equal(task.model.state_dict()[name], tensor)
     assert task.model.memory.values.any()
-    assert len(task.near.near.rows) == 96
+    assert len(task.near.near) == 96
 
 
 def test_it_remembers_the_data_at_hand_not_that_of_the_weights(

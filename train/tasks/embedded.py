@@ -111,6 +111,11 @@ class EmbeddedPictures:
         self._text_lengths = np.asarray(self.cache.lengths)
 
     @property
+    def scene_indices(self) -> np.ndarray:
+        """The samples that are scenes."""
+        return np.arange(len(self.pictures), len(self.image_embeds))
+
+    @property
     def embed_dim(self) -> int:
         """Size D of the image embeddings."""
         return self.image_embeds.shape[1]

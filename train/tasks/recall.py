@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unclip.clip.things import MOST_THINGS, things_in
+from unclip.clip.things import things_in
 from unclip.data.progress import track
 from unclip.errors import UserError
 from unclip.models import Prior, RecallPrior
-from unclip.models.memory import NOBODY, EmbeddingMemory, Neighbours
+from unclip.models.memory import NOBODY, EmbeddingMemory
 
 from ..config import TrainConfig
 from .base import Batch
@@ -55,29 +55,28 @@ class NearPictures:
         self.subject_of_row, self.subjects = subjects[which], subjects
         self.row_of = torch.full((len(subjects),), NOBODY).index_put((which,), torch.arange(len(which)))
         self.options, self.count = options, count
-        self.near = Neighbours(*torch.empty(2, 0, 0, dtype=torch.int32))
+        self.near = torch.empty(0, 0, dtype=torch.int32)
 
-    def look_up(
-        self, memory: EmbeddingMemory, texts: Callable[[Tensor], Tensor], captions: int, least: float
-    ) -> None:
-        """Find the neighbours of all captions; `texts` gives those of some, [n, R, D]."""
-        chunks = torch.arange(captions).split(AT_ONCE)
+    def look_up(self, memory: EmbeddingMemory, captions: Tensor, least_likeness: float) -> None:
+        """Find the neighbours of captions [M, D]."""
+        chunks = captions.split(AT_ONCE)
         found = [
-            memory.neighbours(texts(chunk), self.count + SPARE, least)
+            memory.neighbours(chunk, self.count + SPARE, least_likeness).int()
             for chunk in track(chunks, "neighbours", len(chunks))
         ]
-        self.near = Neighbours(*(torch.cat(parts).int() for parts in zip(*found, strict=True)))
+        self.near = torch.cat(found)
 
-    def choose(self, pictures: np.ndarray, captions: np.ndarray, rng: np.random.Generator) -> Neighbours:
-        """k for each of n pictures and a caption of each, with what is hidden left out."""
+    def choose(self, pictures: np.ndarray, captions: np.ndarray, rng: np.random.Generator) -> Tensor:
+        """Rows [n, k] for each of n pictures and a caption of each, with what is hidden left out."""
         own, subject, everything = (
             torch.from_numpy(chosen)[:, None] for chosen in self._hidden(rng.random(len(pictures)))
         )
-        near = Neighbours(*(found[indices_of(captions)].long() for found in self.near))
-        which = indices_of(pictures)
-        itself = near.rows == self.row_of[which][:, None]
-        kin = self.subject_of_row[near.rows.clamp(min=0)] == self.subjects[which][:, None]
-        return near.without((itself & own) | (kin & subject) | everything, self.count)
+        near, which = self.near[indices_of(captions)].long(), indices_of(pictures)
+        itself = near == self.row_of[which][:, None]
+        kin = self.subject_of_row[near.clamp(min=0)] == self.subjects[which][:, None]
+        near = near.masked_fill((itself & own) | (kin & subject) | everything, NOBODY)
+        order = (near == NOBODY).to(torch.int8).argsort(dim=1, stable=True)[:, : self.count]
+        return near.gather(1, order)
 
     def _hidden(self, chances: np.ndarray) -> tuple[np.ndarray, ...]:
         """Of each chance in [0, 1) which of the three options it falls to, if any."""
@@ -102,7 +101,7 @@ class RecallPriorTask(PriorTask):
         fitted = self.text_embeds[indices_of(data.draw_captions(several, rng))]
         self.model.memory.fit_keys(fitted, subjects[indices_of(several)])
         self.near = NearPictures(pictures, subjects, self.options, self.model.neighbours)
-        self._encode_things()
+        self.composed: dict[int, Tensor] = {}
         if config.initial is None:  # else once its weights are there
             self.remember()
 
@@ -120,31 +119,28 @@ class RecallPriorTask(PriorTask):
         return super().network_sizes(data) | {"memory_size": len(data.sampling.trained)}
 
     def remember(self) -> None:
-        """Put the pictures into the memory, by its keys and in the scaled space of the model."""
+        """Put the pictures into the memory, by its keys and in the scaled space of the model; learn of scenes."""
         pictures = indices_of(self.data.sampling.trained)
         captions = self.data.caption_means(self.text_embeds)[pictures]
         memory = self.model.memory
         memory.store(captions, self.model.normalize(self.data.image_embeds[pictures]))
-        self.near.look_up(memory, self._things, len(self.text_embeds), self.model.least_likeness)
+        self.near.look_up(memory, self.text_embeds, self.model.least_likeness)
+        if self.data.scenes is not None:
+            self._compose(memory)
 
-    def _encode_things(self) -> None:
-        """Embed what the captions name beside one another: thing_embeds [T + 1, D], the last of them zeros."""
-        named = [things_in(text) for text in self.data.cache.texts]
-        texts = list(dict.fromkeys(thing for things in named for thing in things))
+    def _compose(self, memory: EmbeddingMemory) -> None:
+        """Fit how two things make a scene, and what that gives for the captions of scenes."""
+        captions = np.array([self.data.cache.caption_of[i][0] for i in self.data.scene_indices])
+        texts = [self.data.cache.texts[m] for m in captions]
+        pairs = np.array([bool(things_in(text)) for text in texts])
         chunks = [texts[start : start + AT_ONCE] for start in range(0, len(texts), AT_ONCE)]
-        embeds = [self.clip.encode_text(chunk).embeds for chunk in track(chunks, "things", len(chunks))]
-        self.thing_embeds = torch.cat([*embeds, torch.zeros(1, self.data.embed_dim)])
-        number = {text: i for i, text in enumerate(texts)}
-        self.things_of = torch.full((len(named), MOST_THINGS), -1)
-        for m, things in enumerate(named):
-            for place, thing in enumerate(things):
-                self.things_of[m, place] = number[thing]
-
-    def _things(self, captions: Tensor) -> Tensor:
-        """The texts to look up for some captions, [n, R, D]."""
-        return torch.cat(
-            [self.text_embeds[captions][:, None], self.thing_embeds[self.things_of[captions]]], dim=1
-        )
+        things = torch.cat([self.clip.encode_things(chunk) for chunk in track(chunks, "things", len(chunks))])
+        z_t = self.text_embeds[indices_of(captions)]
+        z = self.model.normalize(self.data.image_embeds[indices_of(self.data.scene_indices)])
+        these = torch.from_numpy(pairs)
+        memory.fit_compositions(z_t[these], things[these], z[these])
+        made = memory.compose(z_t, things)
+        self.composed = {int(m): value for m, value in zip(captions, made, strict=True) if value.any()}
 
     def load(self, path: Path) -> None:
         """Weights of either transformer prior; what is remembered is the data at hand."""
@@ -152,10 +148,12 @@ class RecallPriorTask(PriorTask):
         self.remember()
 
     def draw(self, n: int, rng: np.random.Generator) -> Batch:
-        """As of the prior, with the texts to look up, `things` [n, R, D], and the neighbours `rows`, `texts` [n, k]."""
+        """As of the prior, with the neighbours' `rows` [n, k] and what is `composed` [n, D]."""
         indices, captions = self.data.draw(n, rng)
-        near = self.near.choose(indices, captions, rng)
+        rows = self.near.choose(indices, captions, rng)
+        nothing = torch.zeros(self.data.embed_dim)
+        composed = torch.stack([self.composed.get(int(m), nothing) for m in captions])
         drop = torch.from_numpy(rng.random(n) < self.options.drop_text)
         batch = self._drop(self._samples(indices, captions), drop)
-        rows = near.rows.masked_fill(drop[:, None], NOBODY)
-        return batch | {"things": self._things(indices_of(captions)), "rows": rows, "texts": near.texts}
+        rows, composed = rows.masked_fill(drop[:, None], NOBODY), composed.masked_fill(drop[:, None], 0)
+        return batch | {"rows": rows, "composed": composed}

@@ -24,7 +24,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from unclip.clip.open_clip_names import OpenCLIPSource, load_open_clip
-from unclip.clip.things import things_in
+from unclip.clip.things import PLACES, things_in
 from unclip.clip.tokenize import BytePairTokenizer, FileTokenizer, TextTokenizer
 from unclip.clip.towers import build_clip
 from unclip.errors import UserError
@@ -37,8 +37,8 @@ class TextEncoding(NamedTuple):
 
     Attributes:
         embeds: [B,D] of unit norm. tokens: last hidden states [B,L,C]. mask: [B,L], True = real token.
-        things: [B,R,D], the embedding of the text itself, then those of the things that it names beside one another
-            (`unclip.clip.things`), zeros where there are none.
+        things: [B,4,D], the embeddings of two things that a text names beside or above one another, by their places
+            (`unclip.clip.things`); zeros where there are none.
     """
 
     embeds: Tensor
@@ -219,18 +219,20 @@ class FrozenCLIP(ModelMixin, ConfigMixin):
         length = int(mask.sum(1).max())  # a fixed-length tokenizer pads further than the batch needs
         mask = mask[:, :length].to(self.device)
         states = states[:, :length] * mask[..., None]
-        embeds = F.normalize(embeds, dim=-1)
-        return TextEncoding(embeds, states, mask, self._with_things(embeds, texts))
+        return TextEncoding(F.normalize(embeds, dim=-1), states, mask, self.encode_things(texts))
 
-    def _with_things(self, embeds: Tensor, texts: Sequence[str]) -> Tensor:
-        """embeds [B,D] of texts, each followed by those of its things, [B,R,D]."""
-        things = [things_in(text) for text in texts]
-        counts = torch.tensor([len(named) for named in things], device=embeds.device)
-        flat = [thing for named in things for thing in named]
-        result = F.pad(embeds[:, None], (0, 0, 0, int(counts.max())))
-        if flat:
-            place = torch.arange(result.shape[1], device=embeds.device)[None]
-            result[(place > 0) & (place <= counts[:, None])] = self.encode_text(flat).embeds
+    @torch.no_grad()
+    def encode_things(self, texts: Sequence[str]) -> Tensor:
+        """The embeddings of the two things that texts name beside or above one another, by place, [B,4,D]."""
+        result = torch.zeros(len(texts), len(PLACES), self.embed_dim, device=self.device)
+        named = [
+            (i, PLACES.index(place), thing)
+            for i, text in enumerate(texts)
+            for place, thing in things_in(text).items()
+        ]
+        if named:
+            rows, places, things = zip(*named, strict=True)
+            result[list(rows), list(places)] = self.encode_text(list(things)).embeds.to(result)
         return result
 
     # ---- statistics and identity ------------------------------------------------------------------------------

@@ -1,28 +1,32 @@
-"""The things that a caption names beside one another: "a cat left of a dog, 3D" -> "a cat, 3D", "a dog, 3D"."""
+"""Two things that a caption names beside or above one another: "a cat right of a dog, 3D"."""
 
 from __future__ import annotations
 
 import re
 
-MOST_THINGS = 3
+PLACES = ("left", "right", "upper", "lower")
 
 _CAPTION = re.compile(
-    r"(?P<things>.+?)(?P<row> in a row)?(?P<ground> on an? [a-z ]+ background)?"
-    r"(?P<style>, (?!.*\b(?:and|in a row)\b)[^,]+)?$",
+    r"(?P<things>[^,]{1,200}?)(?P<ground> on an? [a-z ]{1,40} background)?(?P<style>, [^,]{1,40})?",
     re.IGNORECASE,
 )
 _BETWEEN = re.compile(
-    r"\s+(?:(?:to the )?(?:left|right) of|above|below|under|on top of|next to|beside|and)\s+", re.IGNORECASE
+    r"\s(?:to the )?(left of|right of|above|below|under|on top of|next to|beside|and)\s", re.IGNORECASE
 )
+# Where the thing named first stands; the other one takes the place beside it.
+_FIRST = {"right of": "right", "above": "upper", "on top of": "upper", "below": "lower", "under": "lower"}
 
 
-def things_in(caption: str) -> list[str]:
-    """Each thing with the style that is named for all of them; [] where there is one thing, or more than three."""
-    found = _CAPTION.match(caption)
-    if not found:
-        return []
-    things = _BETWEEN.split(found["things"])
-    if found["row"]:
-        things = [each for thing in things for each in thing.split(", ")]
-    things = [thing.strip() for thing in things if thing.strip()]
-    return [thing + (found["style"] or "") for thing in things] if 2 <= len(things) <= MOST_THINGS else []
+def things_in(caption: str) -> dict[str, str]:
+    """Place -> the thing there, with the style that is named for both; {} where not just two things are named.
+
+    "a cat right of a dog, 3D" -> {"left": "a dog, 3D", "right": "a cat, 3D"}. What "and" joins stands side by side.
+    """
+    found = _CAPTION.fullmatch(caption.strip())
+    parts = _BETWEEN.split(found["things"]) if found else []
+    if found is None or len(parts) != 3 or not (parts[0].strip() and parts[2].strip()):
+        return {}
+    first, second = (part.strip() + (found["style"] or "") for part in parts[::2])
+    place = _FIRST.get(parts[1].lower(), "left")
+    pair = PLACES[:2] if place in PLACES[:2] else PLACES[2:]
+    return dict(zip(pair, (first, second) if place == pair[0] else (second, first), strict=True))

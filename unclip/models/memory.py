@@ -4,8 +4,10 @@ Each picture has a key, made of what its captions say, and a value, its image em
 they show and hardly by how: the projection is Fisher's linear discriminant, which shrinks the directions in which
 captions of one subject differ (wording, style) and keeps those that tell subjects apart.
 
-Legend of shapes: B batch, R texts looked up for each caption (itself and the things it names), D embedding size,
-P key size, M pictures, k neighbours.
+Of two things beside or above one another the memory composes a value that it has not: what a shrunk, shifted thing adds
+to an embedding with a layout code is nearly linear in the thing's own embedding.
+
+Legend of shapes: B batch, D embedding size, P key size, M pictures, k neighbours.
 """
 
 from __future__ import annotations
@@ -20,19 +22,10 @@ from unclip.errors import UserError
 
 NOBODY = -1  # in the place of a neighbour that there is not
 SHRINKAGE = 0.1  # added to the covariance within subjects, in parts of its largest eigenvalue
-
-
-class Neighbours(NamedTuple):
-    """Who is like a caption, best first."""
-
-    rows: Tensor  # [B, k] int64, of the memory; NOBODY where there is none
-    texts: Tensor  # [B, k] int64, which of the caption's R texts each is like
-
-    def without(self, hidden: Tensor, count: int) -> Neighbours:
-        """The first `count` of those that are not hidden [B, k]."""
-        rows = self.rows.masked_fill(hidden, NOBODY)
-        order = (rows == NOBODY).to(torch.int8).argsort(dim=1, stable=True)[:, :count]
-        return Neighbours(rows.gather(1, order), self.texts.gather(1, order))
+AT_ONCE = 1_024  # captions looked up together, so that memory stays bounded
+PAIRS = 2  # arrangements of two things: side by side, one above the other
+RIDGE = 300.0  # of the fit of compositions, whose inputs have about unit variance
+FAMILIAR = 0.85  # likeness of a caption to a picture from which on there is nothing to compose
 
 
 class Recalled(NamedTuple):
@@ -51,6 +44,7 @@ class EmbeddingMemory(nn.Module):
     keys: Tensor
     values: Tensor
     value_scale: Tensor
+    compositions: Tensor
 
     def __init__(self, size: int, embed_dim: int, key_dim: int) -> None:
         super().__init__()
@@ -61,6 +55,7 @@ class EmbeddingMemory(nn.Module):
         self.register_buffer("keys", torch.zeros(size, key_dim, dtype=torch.int8))
         self.register_buffer("values", torch.zeros(size, embed_dim, dtype=torch.int8))
         self.register_buffer("value_scale", torch.ones(size))
+        self.register_buffer("compositions", torch.zeros(PAIRS, 3 * embed_dim + 1, embed_dim))
 
     def fit_keys(self, captions: Tensor, subjects: Tensor) -> None:
         """Fit the projection, in closed form.
@@ -90,31 +85,72 @@ class EmbeddingMemory(nn.Module):
         self.value_scale.copy_(scale)
 
     def key(self, text_embeds: Tensor) -> Tensor:
-        """Captions' embeddings [B, D] -> keys [B, P] of unit norm, float32."""
+        """Captions' embeddings [..., D] -> keys [..., P] of unit norm, float32."""
         return F.normalize((text_embeds.float() - self.center.float()) @ self.projection.float(), dim=-1)
 
-    def neighbours(self, texts: Tensor, count: int, least_likeness: float = -1.0) -> Neighbours:
-        """The pictures whose keys are most like the captions': the nearest of each text, then the second, and so on.
+    def neighbours(self, text_embeds: Tensor, count: int, least_likeness: float = -1.0) -> Tensor:
+        """The pictures whose keys are most like the captions', best first.
 
         Args:
-            texts: [B, R, D] embeddings, zeros where a caption has fewer.
-            count: k, how many in all.
-            least_likeness: pictures less like a text than this are no neighbours.
-        """
-        B, R, _ = texts.shape
-        each = min(count, len(self.keys))
-        best = (self.key(texts) @ (self.keys.float().T / 127)).topk(each, dim=-1)
-        lost = (best.values < least_likeness) | ~texts.any(dim=-1, keepdim=True)
-        rows = best.indices.masked_fill(lost, NOBODY).transpose(1, 2).flatten(1)  # [B, each * R], by rank
-        which = torch.arange(R, device=texts.device).repeat(each).expand(B, -1)
-        rows, which = (F.pad(found, (0, count), value=fill) for found, fill in ((rows, NOBODY), (which, 0)))
-        return Neighbours(rows, which).without(rows == NOBODY, count)
+            text_embeds: [B, D].
+            count: k, how many.
+            least_likeness: pictures less like the caption than this are no neighbours.
 
-    def read(self, texts: Tensor, neighbours: Neighbours) -> Recalled:
-        """What is stored of the neighbours of captions with texts [B, R, D]."""
-        there = (neighbours.rows != NOBODY)[..., None]
-        rows = neighbours.rows.clamp(min=0)
+        Returns: [B, k] int64, NOBODY where there is none.
+        """
+        keys, k = self.keys.float().T / 127, min(count, len(self.keys))
+        best = [(self.key(each) @ keys).topk(k, dim=1) for each in text_embeds.split(AT_ONCE)]
+        likeness, rows = (torch.cat(found) for found in zip(*best, strict=True))
+        return F.pad(rows.masked_fill(likeness < least_likeness, NOBODY), (0, count - k), value=NOBODY)
+
+    def read(self, text_embeds: Tensor, neighbours: Tensor) -> Recalled:
+        """What is stored of the neighbours [B, k] of captions [B, D]."""
+        there = (neighbours != NOBODY)[..., None]
+        rows = neighbours.clamp(min=0)
         keys = self.keys[rows].float() / 127 * there
-        own = self.key(texts).gather(1, neighbours.texts[..., None].expand(-1, -1, keys.shape[-1]))
+        own = self.key(text_embeds)[:, None]
         values = self.values[rows].float() * self.value_scale[rows].float()[..., None] * there
         return Recalled(values, (keys * own).sum(-1), (own - keys) * there)
+
+    def fit_compositions(self, text_embeds: Tensor, things: Tensor, values: Tensor) -> None:
+        """Fit how two things make a picture, by ridge regression.
+
+        Args:
+            text_embeds: [Q, D] of captions of scenes. things: [Q, 4, D], the embeddings of what they name, by place.
+            values: [Q, D], the scenes' own, in the space of the memory's.
+        """
+        for pair in range(PAIRS):
+            these = _named(things)[:, pair]
+            if these.any():
+                x = self._parts(text_embeds[these], things[these], pair)
+                ridge = RIDGE * torch.eye(x.shape[1])
+                self.compositions[pair] = torch.linalg.solve(x.T @ x + ridge, x.T @ values[these].float())
+
+    def compose(self, text_embeds: Tensor, things: Tensor) -> Tensor:
+        """The values of captions that name two things, where no picture's captions are like them.
+
+        Args: text_embeds [B, D], things [B, 4, D] (zeros where there are none).
+        Returns: [B, D] float32, zeros where there is nothing to compose.
+        """
+        unknown = self.read(text_embeds, self.neighbours(text_embeds, 1)).likeness[:, 0] < FAMILIAR
+        result = torch.zeros(text_embeds.shape, device=text_embeds.device)
+        for pair in range(PAIRS):
+            these = _named(things)[:, pair] & unknown
+            if these.any() and self.compositions[pair].any():
+                x = self._parts(text_embeds[these], things[these], pair)
+                result[these] = x @ self.compositions[pair].float()
+        return result
+
+    def _parts(self, text_embeds: Tensor, things: Tensor, pair: int) -> Tensor:
+        """[value of the first thing, of the second, z_t of unit variance, 1] -> [B, 3D + 1]."""
+        pictures = [
+            self.read(thing, self.neighbours(thing, 1)).values[:, 0]
+            for thing in things[:, 2 * pair : 2 * pair + 2].unbind(1)
+        ]
+        z_t = text_embeds.float() * text_embeds.shape[1] ** 0.5
+        return torch.cat([*pictures, z_t, torch.ones_like(z_t[:, :1])], dim=1)
+
+
+def _named(things: Tensor) -> Tensor:
+    """Which pairs of things [B, 4, D] are there, [B, PAIRS] bool."""
+    return things.any(dim=-1).unflatten(1, (PAIRS, 2)).all(dim=-1)

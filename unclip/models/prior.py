@@ -100,7 +100,7 @@ class Encoded(Protocol):
     def mask(self) -> Tensor: ...  # [B, L]
 
     @property
-    def things(self) -> Tensor: ...  # [B, R, D]
+    def things(self) -> Tensor: ...  # [B, 4, D]
 
 
 class ReadsText:

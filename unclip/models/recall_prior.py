@@ -19,11 +19,9 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
 from unclip.models.layers import init_linear, zero_
-from unclip.models.memory import NOBODY, EmbeddingMemory, Neighbours
+from unclip.models.memory import NOBODY, EmbeddingMemory
 from unclip.models.prior import DiffusionPrior, Encoded, PrefixCache
 
-MOST_TEXTS = 4  # a caption and up to three things in it
-HEAD_SIZE = 32  # of queries and keys of MovedValues
 STEEPEST = 12.0  # logarithm: exp(12) is steeper than the last step of any schedule
 
 
@@ -59,44 +57,14 @@ class Guess(nn.Module):
         return torch.einsum("bk,bkd->bd", weights, values)
 
 
-class MovedValues(nn.Module):
-    """Attention over the recalled embeddings whose heads are linear maps of whole embeddings: Σ_m A_m Σ_k w_mk v_k.
-
-    Where a thing stands, how large and in which colour is nearly linear in an embedding with a layout code, so a head
-    can learn "to the left, in half its size" once for all things. It starts as zero.
-    """
-
-    def __init__(self, width: int, embed_dim: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.query = nn.Linear(width, heads * HEAD_SIZE)
-        self.key = nn.Linear(width, heads * HEAD_SIZE)
-        self.maps = nn.Linear(heads * embed_dim, embed_dim, bias=False)
-
-    def forward(self, h: Tensor, neighbours: Tensor, values: Tensor) -> Tensor:
-        """h [B, W], neighbours [B, k, W] (as tokens), values [B, k, D] -> [B, D]."""
-        q = self.query(h).unflatten(-1, (self.heads, HEAD_SIZE))
-        k = self.key(neighbours).unflatten(-1, (self.heads, HEAD_SIZE))
-        weights = (torch.einsum("bmc,bkmc->bmk", q, k) * HEAD_SIZE**-0.5).softmax(dim=-1)
-        return self.maps((weights @ values).flatten(1))
-
-
 class RecallPrior(DiffusionPrior):
     """`DiffusionPrior` whose prefix goes on with k neighbours from its memory, and whose steps begin with a guess.
 
-    The output is a mean of that guess and of the network's own prediction, weighed by the network in each dimension;
-    its own prediction is made of what it knows by heart and of recalled embeddings moved (`MovedValues`).
+    The output is a mean of that guess and of the network's own prediction, weighed by the network in each dimension.
     Takes and gives what `DiffusionPrior` does, so it serves every pipeline. Its memory holds scaled embeddings.
     """
 
-    NEW_LAYERS = (
-        "memory",
-        "neighbour_in",
-        "guess",
-        "guess_in",
-        "moved",
-        "trust",
-    )  # those that DiffusionPrior has not
+    NEW_LAYERS = ("memory", "neighbour_in", "guess", "guess_in", "trust")  # those that DiffusionPrior has not
 
     @register_to_config
     def __init__(
@@ -114,7 +82,6 @@ class RecallPrior(DiffusionPrior):
         memory_size: int = 1,
         key_dim: int = 96,
         neighbours: int = 8,
-        moves: int = 6,
         least_likeness: float = 0.6,
     ) -> None:
         super().__init__(
@@ -131,53 +98,53 @@ class RecallPrior(DiffusionPrior):
         )
         self.neighbours, self.least_likeness = neighbours, least_likeness
         self.memory = EmbeddingMemory(memory_size, embed_dim, key_dim)
-        self.neighbour_in = nn.Linear(embed_dim + key_dim + 1 + MOST_TEXTS, width)
+        self.neighbour_in = nn.Linear(embed_dim + key_dim + 2, width)
         self.guess = Guess(width)
         self.guess_in = nn.Linear(embed_dim, width)
-        self.moved = MovedValues(width, embed_dim, moves)
         self.trust = nn.Linear(width, embed_dim)
-        for layer in (self.neighbour_in, self.guess_in, self.moved.query, self.moved.key):
+        for layer in (self.neighbour_in, self.guess_in):
             init_linear(layer)
-        for layer in (self.trust, self.moved.maps):
-            zero_(layer)
+        zero_(self.trust)
         self.guess.reset()
 
     def read(self, text: Encoded) -> PrefixCache:
-        """The prefix of encoded captions; the things that they name are looked up, too."""
-        return self.prefix(text.tokens, text.mask, text.embeds, text.things)
+        """The prefix of encoded captions; two things that they name are composed."""
+        composed = self.memory.compose(text.embeds, text.things)
+        return self.prefix(text.tokens, text.mask, text.embeds, composed)
 
     def prefix(
         self,
         text_tokens: Tensor,
         text_mask: Tensor,
         text_embeds: Tensor,
-        things: Tensor | None = None,
+        composed: Tensor | None = None,
         rows: Tensor | None = None,
-        texts: Tensor | None = None,
     ) -> PrefixCache:
         """Keys and values of [text tokens, z_t, neighbours], and what the neighbours are.
 
         Args:
             text_tokens, text_mask, text_embeds: as of `DiffusionPrior.prefix`.
-            things: [B, R, D], what to look up: the caption's embedding and those of up to MOST_TEXTS - 1 things that it
-                names, zeros where there are fewer; without, the caption's alone.
-            rows, texts: [B, k] int64, `Neighbours` that are known; without, those most like the caption and its things,
+            composed: [B, D], what `EmbeddingMemory.compose` made of captions: the only neighbour where it is not zero.
+            rows: [B, k] int64, the neighbours in the memory, NOBODY for none; without, those most like the caption,
                 where their likeness is at least `least_likeness`: "" is like nothing.
         """
-        if things is None:
-            things = text_embeds[:, None]
-        if rows is None or texts is None:
-            near = self.memory.neighbours(things, self.neighbours, self.least_likeness)
-        else:
-            near = Neighbours(rows, texts)
-        values, likeness, difference = self.memory.read(things, near)
-        whose = F.one_hot(near.texts, MOST_TEXTS) * (near.rows != NOBODY)[..., None]  # [B, k, MOST_TEXTS]
-        features = torch.cat([values, difference, likeness[..., None], whose], dim=-1)
+        if rows is None:
+            rows = self.memory.neighbours(text_embeds, self.neighbours, self.least_likeness)
+        whole = torch.zeros(len(rows), 1, dtype=torch.bool, device=rows.device)
+        if composed is not None:
+            whole = composed.any(dim=1, keepdim=True)
+            rows = rows.masked_fill(whole, NOBODY)
+        values, likeness, difference = self.memory.read(text_embeds, rows)
+        there = rows != NOBODY
+        if composed is not None:  # as if a picture's captions said just that
+            first = F.pad(whole, (0, rows.shape[1] - 1))
+            values = torch.where(first[..., None], composed[:, None], values)
+            likeness, there = likeness.masked_fill(first, 1.0), there | first
+        features = torch.cat([values, difference, likeness[..., None], there[..., None].to(values)], dim=-1)
         tokens = self._prefix_tokens(text_tokens, text_mask, text_embeds)
-        recalled = self.neighbour_in(features.to(tokens))
-        cache = self._keys_and_values(torch.cat([tokens, recalled], dim=1), text_mask)
-        found = {"recalled": values, "likeness": likeness, "recalled_tokens": recalled}
-        return PrefixCache({**cache, **{name: tensor.to(tokens) for name, tensor in found.items()}})
+        tokens = torch.cat([tokens, self.neighbour_in(features.to(tokens))], dim=1)
+        cache = self._keys_and_values(tokens, text_mask)
+        return PrefixCache({**cache, "recalled": values.to(tokens), "likeness": likeness.to(tokens)})
 
     def forward(
         self,
@@ -187,23 +154,21 @@ class RecallPrior(DiffusionPrior):
         text_mask: Tensor,
         text_tokens: Tensor | None = None,
         text_embeds: Tensor | None = None,
-        things: Tensor | None = None,
+        composed: Tensor | None = None,
         rows: Tensor | None = None,
-        texts: Tensor | None = None,
         prefix_keys: Tensor | None = None,
         prefix_values: Tensor | None = None,
         recalled: Tensor | None = None,
         likeness: Tensor | None = None,
-        recalled_tokens: Tensor | None = None,
     ) -> Tensor:
         """Predict the scaled image embedding.
 
         Args:
             x: [B, D], noised image embedding in the scaled space (see `normalize`).
             t: [B], time in the units of the training schedule.
-            text_mask, text_tokens, text_embeds, things, rows, texts: as `prefix` takes them; a text of fewer rows P
+            text_mask, text_tokens, text_embeds, composed, rows: as `prefix` takes them; a text of fewer rows P
                 serves B / P rows of x in succession each. Or, in their place,
-            prefix_keys, prefix_values, recalled, likeness, recalled_tokens: what `prefix` made of them, as in
+            prefix_keys, prefix_values, recalled, likeness: what `prefix` made of them, as in
                 `forward(x, t, **prefix)`.
 
         Returns: [B, D], the clean embedding in the scaled space.
@@ -214,15 +179,13 @@ class RecallPrior(DiffusionPrior):
             "prefix_values": prefix_values,
             "recalled": recalled,
             "likeness": likeness,
-            "recalled_tokens": recalled_tokens,
             "text_mask": text_mask,
         }
         text = {"text_tokens": text_tokens, "text_mask": text_mask, "text_embeds": text_embeds}
-        looked_up = {"things": things, "rows": rows, "texts": texts}
+        looked_up = {"composed": composed, "rows": rows}
         text |= {name: tensor for name, tensor in looked_up.items() if tensor is not None}
         cache = self.text_cache(len(x), PrefixCache(made), text)
         time, noised, query = self._step_tokens(x, t).unbind(1)
         guess = self.guess(x.to(time), time, cache["recalled"], cache["likeness"])
         h = self._at_query(torch.stack([time, noised, self.guess_in(guess), query], dim=1), cache)
-        own = self.out(h) + self.moved(h, cache["recalled_tokens"], cache["recalled"])
-        return torch.lerp(own, guess, self.trust(h).sigmoid())
+        return torch.lerp(self.out(h), guess, self.trust(h).sigmoid())
