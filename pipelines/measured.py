@@ -57,7 +57,7 @@ def as_model(pipe: UnCLIPTextToImagePipeline, size: int, given: dict[str, Any]) 
         return sample_prior(
             pipe.prior,
             pipe.prior_scheduler,
-            pipe.clip.encode_text(texts),
+            pipe.clip.encode_text(texts, things=True),
             pipe.clip.encode_text([""]),
             image_seeds(generators(seeds), len(prompts), 1),
             num_inference_steps=settings.prior_num_inference_steps,

@@ -253,8 +253,10 @@ class UnCLIPTextToImagePipeline(PlainWords):
         self, request: Request, settings: Settings, seeds: list[ImageSeed], watch: Watch
     ) -> tuple[Tensor, Tensor]:
         """Image embeddings [B, D] and pictures [B, 3, S, S] around [-1, 1]."""
-        captions = None if request.prompts is None else self.clip.encode_text(request.prompts)
-        negative = None if request.negatives is None else self.clip.encode_text(request.negatives)
+        captions = None if request.prompts is None else self.clip.encode_text(request.prompts, things=True)
+        negative = (
+            None if request.negatives is None else self.clip.encode_text(request.negatives, things=True)
+        )
         self._warn_of_idle_negative(request, settings)
         each = request.images_per_prompt
         if request.image_embeds is not None:

@@ -166,9 +166,12 @@ def prior_tiny() -> TrainConfig:
 
 
 def prior_recall_emoji() -> TrainConfig:
-    """Diffusion prior beside a memory of the training pictures, 5.6M parameters.
+    """Diffusion prior beside a memory of the training pictures, 5.4M parameters and a byte for each stored number.
 
     unclip train prior-recall --preset emoji --data DATA --output RUN cache=CACHE clip=CLIP initial=PRIOR
+
+    The embedded one, from a trained `prior`: 3,000 steps in 40 minutes on one core (80 captions/s), then 900 with
+    scenes (docs/experiments.md). Samples for captions trained on have a cosine of .98 to the true z_i.
     """
     return replace(
         prior_emoji(),

@@ -225,7 +225,8 @@ def test_open_clip_folder(tmp_path, byte_pair_clip):
 
 def test_things_named_in_a_text_are_embedded_by_their_places(tiny_clip):
     texts = ["a red apple", "a red apple left of a blue house", "a cat above a heart"]
-    encoded = tiny_clip.encode_text(texts)
+    assert not tiny_clip.encode_text(texts).things.any()
+    encoded = tiny_clip.encode_text(texts, things=True)
     assert encoded.things.shape == (3, 4, tiny_clip.embed_dim)
     alone = tiny_clip.encode_text(["a red apple", "a blue house", "a cat", "a heart"]).embeds
     assert_close(encoded.things[1, :2], alone[:2])

@@ -36,6 +36,18 @@ def test_the_guess_is_the_posterior_mean_over_known_embeddings() -> None:
     assert_close(got, (weights[..., None] * values).sum(1))
 
 
+def test_the_guess_bears_half_precision() -> None:
+    """Embeddings of full size and gains as steep as they can be: it picks the nearest, and is a number."""
+    guess = Guess(width=4).half()
+    guess.reset()
+    with torch.no_grad():
+        guess.gains.bias.fill_(20.0)
+    values = torch.randn(2, 3, 384, generator=torch.Generator().manual_seed(0)).half()
+    made = guess(values[:, 1], torch.zeros(2, 4).half(), values, torch.full((2, 3), 0.9).half())
+    assert made.dtype is torch.float16
+    assert_close(made, values[:, 1])
+
+
 def test_nobody_is_no_guess() -> None:
     guess = Guess(width=5)
     made = guess(torch.randn(2, 6), torch.randn(2, 5), torch.zeros(2, 3, 6), torch.zeros(2, 3))
@@ -134,6 +146,12 @@ def test_what_is_new_beside_the_prior(recall_prior) -> None:
         for name in DiffusionPrior(embed_dim=12, token_dim=20, width=32, heads=2).state_dict()
     }
     assert own - base == set(RecallPrior.NEW_LAYERS)
+
+
+@pytest.mark.parametrize("options", [{"neighbours": 0}, {"least_likeness": 1.5}])
+def test_options_are_checked(options: dict[str, float]) -> None:
+    with pytest.raises(UserError, match="expected neighbours of at least 1"):
+        RecallPrior(**options)
 
 
 def test_missing_text_is_named(recall_prior, noised) -> None:

@@ -135,8 +135,8 @@ class Task:
         return {}
 
     def __getstate__(self) -> dict[str, Any]:
-        """Workers that are spawned, not forked, get the task without its model: they only draw."""
-        return {key: value for key, value in self.__dict__.items() if key != "model"}
+        """Workers that are spawned, not forked, get the task without its networks: they only draw."""
+        return {key: value for key, value in self.__dict__.items() if key not in ("model", "clip")}
 
 
 def normal_like(x: Tensor, generator: torch.Generator) -> Tensor:
@@ -166,8 +166,9 @@ def load_weights(model: nn.Module, folder: Path) -> None:
     new: tuple[str, ...] = getattr(model, "NEW_LAYERS", ())
     try:
         state = load_file(files[0])
+        plain = not any(name.split(".")[0] in new for name in state)  # weights of the base class
         for name in own:
-            if name in REMEMBERED or (name not in state and name.split(".")[0] in new):
+            if name in REMEMBERED or (plain and name.split(".")[0] in new):
                 state[name] = own[name]
         for name in own.keys() & state.keys():
             if name.split(".")[0] in layers:

@@ -38,7 +38,7 @@ class TextEncoding(NamedTuple):
     Attributes:
         embeds: [B,D] of unit norm. tokens: last hidden states [B,L,C]. mask: [B,L], True = real token.
         things: [B,4,D], the embeddings of two things that a text names beside or above one another, by their places
-            (`unclip.clip.things`); zeros where there are none.
+            (`unclip.clip.things`); zeros where there are none, or none are asked for.
     """
 
     embeds: Tensor
@@ -193,8 +193,10 @@ class FrozenCLIP(ModelMixin, ConfigMixin):
         return ((pixels * 0.5 + 0.5 - mean) / std).contiguous(memory_format=torch.channels_last)
 
     @torch.no_grad()
-    def encode_text(self, texts: Sequence[str]) -> TextEncoding:
-        """Embed texts and the things named in each. "" is the null caption.
+    def encode_text(self, texts: Sequence[str], *, things: bool = False) -> TextEncoding:
+        """Embed texts. "" is the null caption.
+
+        With `things` the two things that texts name are embedded too; else they are zeros.
 
         Warns, naming the words cut off, when a text is longer than `context_length` tokens.
 
@@ -219,7 +221,10 @@ class FrozenCLIP(ModelMixin, ConfigMixin):
         length = int(mask.sum(1).max())  # a fixed-length tokenizer pads further than the batch needs
         mask = mask[:, :length].to(self.device)
         states = states[:, :length] * mask[..., None]
-        return TextEncoding(F.normalize(embeds, dim=-1), states, mask, self.encode_things(texts))
+        named = (
+            self.encode_things(texts) if things else embeds.new_zeros(len(texts), len(PLACES), self.embed_dim)
+        )
+        return TextEncoding(F.normalize(embeds, dim=-1), states, mask, named)
 
     @torch.no_grad()
     def encode_things(self, texts: Sequence[str]) -> Tensor:

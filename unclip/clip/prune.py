@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any, cast
 
 import torch
+from tokenizers.models import WordLevel, WordPiece
 from torch import nn
 
 from unclip.clip.frozen import FrozenCLIP
@@ -25,16 +26,22 @@ def keep_frequent_pieces(clip: FrozenCLIP, count: int, texts: Iterable[str]) -> 
     """
     tokenizer = clip.text_tokenizer
     words = getattr(getattr(getattr(clip.model, "text", None), "transformer", None), "embeddings", None)
-    if not isinstance(tokenizer, FileTokenizer) or words is None:
+    pieces = isinstance(tokenizer, FileTokenizer) and isinstance(
+        tokenizer.tokenizer.model, WordPiece | WordLevel
+    )
+    if not isinstance(tokenizer, FileTokenizer) or not pieces or words is None:
         raise UserError(
             "only a text tower of word pieces (BERT) can do with fewer: leave its vocabulary as it is"
         )
     if count < 1:
         raise UserError(f"expected at least one word piece to keep, got {count}")
     whole = tokenizer.tokenizer
-    used = {piece for text in texts for piece in whole.encode(text).tokens}
+    used = {piece for text in [*texts, ""] for piece in whole.encode(text).tokens}
     vocabulary = whole.get_vocab()
-    special = {token.content for token in whole.get_added_tokens_decoder().values()}
+    special = {token.content for token in whole.get_added_tokens_decoder().values()} | {
+        whole.model.unk_token,
+        "[PAD]",
+    }
 
     def kept(piece: str) -> bool:
         short = len(piece.removeprefix("##")) == 1  # any word can be spelled out in these

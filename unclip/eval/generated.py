@@ -6,6 +6,7 @@ with real ones as a set. Beside each figure of the generated pictures stands tha
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -138,7 +139,10 @@ def draw_from_true(
         z = torch.stack([of_prompt[pair] for pair in zip(prompts, seeds, strict=True)])
         return model.decode(z, prompts, seeds)
 
-    return _draw(asked, replace(model, generate=generate), folder, options)
+    # Pictures that are there already are of these embeddings, or drawn anew.
+    digest = hashlib.sha256(torch.stack([embeds[a.index] for a in asked]).numpy().tobytes()).hexdigest()
+    drawing = replace(model, generate=generate, settings={**model.settings, "image_embeds": digest})
+    return _draw(asked, drawing, folder, options)
 
 
 def verdict_rows(

@@ -64,16 +64,18 @@ class EmbeddingMemory(nn.Module):
             captions: [Q, D] embeddings z_t of captions, several of each subject.
             subjects: [Q] int64, which subject each shows.
         """
-        captions = captions.float()
+        captions = captions.double()  # few captions make matrices that are nearly singular
         _, which = subjects.unique(return_inverse=True)
         count = torch.bincount(which)
-        means = torch.zeros(len(count), captions.shape[1]).index_add(0, which, captions) / count[:, None]
+        means = (
+            captions.new_zeros(len(count), captions.shape[1]).index_add(0, which, captions) / count[:, None]
+        )
         within = torch.cov((captions - means[which]).T, correction=0)
         values, vectors = torch.linalg.eigh(within)
         floor = SHRINKAGE * values[-1].clamp(min=1e-8)
         whiten = vectors * (values.clamp(min=0) + floor).rsqrt()
         total = whiten.T @ torch.cov(captions.T, correction=0) @ whiten
-        strongest = torch.linalg.eigh(total)[1][:, -self.projection.shape[1] :]
+        strongest = torch.linalg.eigh((total + total.T) / 2)[1][:, -self.projection.shape[1] :]
         self.center.copy_(captions.mean(0))
         self.projection.copy_(whiten @ strongest)
 

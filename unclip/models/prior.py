@@ -64,7 +64,7 @@ class TextCache(dict[str, Tensor]):
 
 
 class PrefixCache(TextCache):
-    """Keys and values of [text tokens, z_t] in every layer of `DiffusionPrior`.
+    """Keys and values of [text tokens, z_t] in every layer of `DiffusionPrior`; of a subclass, of what follows, too.
 
     `prefix_keys` and `prefix_values` [B, N, H, L+1, d], `text_mask` [B, L] bool.
     """

@@ -18,11 +18,12 @@ from diffusers import ModelMixin  # noqa: F401 - pipelines look in a network's m
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
+from unclip.errors import UserError
 from unclip.models.layers import init_linear, zero_
 from unclip.models.memory import NOBODY, EmbeddingMemory
 from unclip.models.prior import DiffusionPrior, Encoded, PrefixCache
 
-STEEPEST = 12.0  # logarithm: exp(12) is steeper than the last step of any schedule
+STEEPEST = 12.0  # logarithm of a gain: there a neighbour that is a little nearer than the others is certain
 
 
 class Guess(nn.Module):
@@ -46,15 +47,14 @@ class Guess(nn.Module):
 
     def forward(self, x: Tensor, time: Tensor, values: Tensor, likeness: Tensor) -> Tensor:
         """x [B, D], time [B, W] (embedded), values [B, k, D], likeness [B, k], 0 for nobody -> [B, D]."""
-        along, across, alike, none = (
-            self.gains(time).clamp(max=STEEPEST).exp()[..., None].unbind(1)
-        )  # each [B, 1]
-        products = torch.einsum("bkd,bd->bk", values, x)
-        norms = values.square().sum(-1)
-        logits = (along * products - across * norms / 2) / x.shape[1] + alike * likeness
+        gains = self.gains(time).float().clamp(max=STEEPEST).exp()  # too steep for half precision
+        along, across, alike, none = gains[..., None].unbind(1)  # each [B, 1]
+        v = values.float()
+        products = torch.einsum("bkd,bd->bk", v, x.float()) / x.shape[1]
+        logits = along * products - across * v.square().mean(-1) / 2 + alike * likeness.float()
         logits = logits.masked_fill(likeness == 0, -torch.inf)
         weights = torch.cat([logits, none], dim=1).softmax(dim=1)[:, :-1]
-        return torch.einsum("bk,bkd->bd", weights, values)
+        return torch.einsum("bk,bkd->bd", weights, v).to(x)
 
 
 class RecallPrior(DiffusionPrior):
@@ -96,6 +96,11 @@ class RecallPrior(DiffusionPrior):
             schedule=schedule,
             prediction_type=prediction_type,
         )
+        if neighbours < 1 or not -1 <= least_likeness <= 1:
+            raise UserError(
+                "expected neighbours of at least 1 and least_likeness, a cosine, of -1 to 1, "
+                f"got {neighbours} and {least_likeness}"
+            )
         self.neighbours, self.least_likeness = neighbours, least_likeness
         self.memory = EmbeddingMemory(memory_size, embed_dim, key_dim)
         self.neighbour_in = nn.Linear(embed_dim + key_dim + 2, width)
