@@ -16,7 +16,7 @@ from unclip.data.images import CaptionedImages
 from unclip.data.words import Lexicon
 from unclip.errors import UserError
 from unclip.files import atomic_dir
-from unclip.models import PRIORS, Decoder, Prior, Upsampler, warn_of_another_clip
+from unclip.models import PRIORS, Decoder, DiffusionPrior, Upsampler, warn_of_another_clip
 from unclip.models.saved import load_network
 
 from .inputs import Settings
@@ -118,7 +118,7 @@ def _check_output(folder: Path) -> None:
         raise UserError(f"{folder} holds something that is no pipeline: choose another output folder")
 
 
-def _check_fit(clip: FrozenCLIP, prior: Prior, decoder: Decoder) -> None:
+def _check_fit(clip: FrozenCLIP, prior: DiffusionPrior, decoder: Decoder) -> None:
     """Raise UserError where sizes differ, and warn where the networks seem to be trained on another CLIP."""
     networks: dict[str, Any] = {"prior": prior, "decoder": decoder}
     for name, network in networks.items():

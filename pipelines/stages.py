@@ -19,7 +19,7 @@ from torch import Tensor
 
 from unclip.clip import TextEncoding
 from unclip.diffusion import Denoiser, Guided, classifier_free, denoise, initial_noise, make_schedule
-from unclip.models import Decoder, Prior, Upsampler
+from unclip.models import Decoder, DiffusionPrior, Upsampler
 
 StepCallback = Callable[[int, Tensor, dict[str, Tensor]], "dict[str, Tensor] | None"]
 
@@ -95,7 +95,7 @@ def _guided(network: Any, scale: float, uncond: dict[str, Tensor]) -> Denoiser |
 
 
 def sample_prior(
-    prior: Prior,
+    prior: DiffusionPrior,
     scheduler: Any,
     text: TextEncoding,
     negative: TextEncoding,

@@ -19,7 +19,7 @@ from torch import Tensor
 from unclip.clip import FrozenCLIP, TextEncoding
 from unclip.diffusion import prepared
 from unclip.errors import UserError
-from unclip.models import Decoder, Prior, Upsampler
+from unclip.models import Decoder, DiffusionPrior, Upsampler
 from unclip.models.saved import loading
 
 from .inputs import Request, Settings, check_request, choose_size
@@ -97,7 +97,7 @@ class UnCLIPTextToImagePipeline(PlainWords):
     _callback_tensor_inputs = ["latents", "x0"]  # noqa: RUF012
 
     clip: FrozenCLIP
-    prior: Prior
+    prior: DiffusionPrior
     prior_scheduler: SchedulerMixin
     decoder: Decoder
     decoder_scheduler: SchedulerMixin
@@ -109,7 +109,7 @@ class UnCLIPTextToImagePipeline(PlainWords):
     def __init__(
         self,
         clip: FrozenCLIP,
-        prior: Prior,
+        prior: DiffusionPrior,
         prior_scheduler: SchedulerMixin,
         decoder: Decoder,
         decoder_scheduler: SchedulerMixin,

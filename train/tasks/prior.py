@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from unclip.diffusion import Denoiser, DiscreteSchedule, SimpleLoss, add_noise, denoise, initial_noise
 from unclip.errors import UserError
-from unclip.models import PRIORS, DiffusionPrior, Prior
+from unclip.models import DiffusionPrior
 
 from ..config import TrainConfig
 from .base import Batch, normal_like
@@ -51,7 +51,7 @@ class PriorTask(EmbeddedTask):
 
     name = "prior"
     Options = PriorOptions
-    model: Prior
+    model: DiffusionPrior
 
     def __init__(self, config: TrainConfig) -> None:
         super().__init__(config)
@@ -81,7 +81,7 @@ class PriorTask(EmbeddedTask):
         self.model.set_embed_statistics(*self.data.statistics())
 
     @classmethod
-    def network(cls) -> Callable[..., Prior]:
+    def network(cls) -> Callable[..., DiffusionPrior]:
         return DiffusionPrior
 
     def network_sizes(self, data: EmbeddedPictures) -> dict[str, int]:
@@ -116,7 +116,7 @@ class PriorTask(EmbeddedTask):
         held_out = self.data.sampling.held_out
         if len(held_out) == 0:
             return {}
-        assert isinstance(model, PRIORS)
+        assert isinstance(model, DiffusionPrior)
         device = next(model.parameters()).device
         captions = self.data.draw_captions(held_out, np.random.default_rng(0))
         samples = {key: value.to(device) for key, value in self._samples(held_out, captions).items()}
@@ -131,7 +131,7 @@ class PriorTask(EmbeddedTask):
             "top1": float((nearest == torch.arange(len(z), device=device)).float().mean()),
         }
 
-    def _generate(self, model: Prior, text: Batch, shape: tuple[int, ...]) -> Tensor:
+    def _generate(self, model: DiffusionPrior, text: Batch, shape: tuple[int, ...]) -> Tensor:
         """One image embedding [B, D] for each caption, without guidance."""
         device = text["text_mask"].device
         generators = [torch.Generator(device).manual_seed(i) for i in range(shape[0])]

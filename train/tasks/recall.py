@@ -14,7 +14,7 @@ from torch import Tensor
 from unclip.clip.things import things_in
 from unclip.data.progress import track
 from unclip.errors import UserError
-from unclip.models import Prior, RecallPrior
+from unclip.models import RecallPrior
 from unclip.models.memory import NOBODY, EmbeddingMemory
 
 from ..config import TrainConfig
@@ -106,7 +106,7 @@ class RecallPriorTask(PriorTask):
             self.remember()
 
     @classmethod
-    def network(cls) -> Callable[..., Prior]:
+    def network(cls) -> Callable[..., RecallPrior]:
         return RecallPrior
 
     @classmethod

@@ -134,10 +134,13 @@ class EmbeddingMemory(nn.Module):
         Args: text_embeds [B, D], things [B, 4, D] (zeros where there are none).
         Returns: [B, D] float32, zeros where there is nothing to compose.
         """
-        unknown = self.read(text_embeds, self.neighbours(text_embeds, 1)).likeness[:, 0] < FAMILIAR
         result = torch.zeros(text_embeds.shape, device=text_embeds.device)
+        named = _named(things)
+        if not named.any():  # as nearly always: nothing has to be looked up
+            return result
+        unknown = self.read(text_embeds, self.neighbours(text_embeds, 1)).likeness[:, 0] < FAMILIAR
         for pair in range(PAIRS):
-            these = _named(things)[:, pair] & unknown
+            these = named[:, pair] & unknown
             if these.any() and self.compositions[pair].any():
                 x = self._parts(text_embeds[these], things[these], pair)
                 result[these] = x @ self.compositions[pair].float()

@@ -10,8 +10,7 @@ N layers, T new tokens, S = tokens seen (prefix and new).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Protocol, TypeVar, cast
+from typing import Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -28,63 +27,6 @@ from unclip.models.layers import (
     TokenInput,
     init_linear,
 )
-
-Cache = TypeVar("Cache", bound="TextCache")
-
-
-class TextCache(dict[str, Tensor]):
-    """What a prior makes of captions once: `forward(x, t, **cache)` takes it for the text at every step.
-
-    A plain dict of batch-first tensors, so it serves as the conditions of a denoiser.
-    """
-
-    @property
-    def rows(self) -> int:
-        """How many captions there are."""
-        return len(next(iter(self.values())))
-
-    def repeat(self: Cache, n: int) -> Cache:
-        """Each row n times in succession: n candidates per caption."""
-        return type(self)({name: tensor.repeat_interleave(n, dim=0) for name, tensor in self.items()})
-
-    def for_rows(self: Cache, count: int) -> Cache:
-        """Repeated to serve `count` rows.
-
-        Raises: UserError if that is no multiple of the number of captions.
-        """
-        if self.rows == 0 or count % self.rows:
-            raise UserError(
-                f"expected text of {count} rows, as x has, or of a divisor of it, got {self.rows}"
-            )
-        return self.repeat(count // self.rows)
-
-    def aligned(self: Cache, other: Cache) -> tuple[Cache, Cache]:
-        """Both in such a form that torch.cat joins their tensors."""
-        return self, other
-
-
-class PrefixCache(TextCache):
-    """Keys and values of [text tokens, z_t] in every layer of `DiffusionPrior`; of a subclass, of what follows, too.
-
-    `prefix_keys` and `prefix_values` [B, N, H, L+1, d], `text_mask` [B, L] bool.
-    """
-
-    def aligned(self, other: PrefixCache) -> tuple[PrefixCache, PrefixCache]:
-        """Both padded to the longer one's number of text tokens."""
-        length = max(cache["text_mask"].shape[1] for cache in (self, other))
-        return self.pad_to(length), other.pad_to(length)
-
-    def pad_to(self, length: int) -> PrefixCache:
-        """The same cache for `length` >= L text tokens; the added ones stand in front and are masked out."""
-        added = length - self["text_mask"].shape[1]
-        if added < 0:
-            raise UserError(f"cannot pad a prefix to {length} text tokens: it has {length - added}")
-        padded = {
-            "prefix_keys": F.pad(self["prefix_keys"], (0, 0, added, 0)),
-            "prefix_values": F.pad(self["prefix_values"], (0, 0, added, 0)),
-            "text_mask": F.pad(self["text_mask"], (added, 0)),
-        }
-        return PrefixCache({**self, **padded})
 
 
 class Encoded(Protocol):
@@ -103,33 +45,50 @@ class Encoded(Protocol):
     def things(self) -> Tensor: ...  # [B, 4, D]
 
 
-class ReadsText:
-    """Mix-in of a prior that makes a TextCache of its captions by `prefix`."""
+class PrefixCache(dict[str, Tensor]):
+    """What a prior makes of captions once: `forward(x, t, **cache)` takes it for the text at every step.
 
-    def read(self, text: Encoded) -> Any:
-        """The TextCache of encoded captions."""
-        return self.prefix(text.tokens, text.mask, text.embeds)  # type: ignore[attr-defined]
+    Keys and values of [text tokens, z_t] in every layer (of a subclass, of what follows them, too): `prefix_keys` and
+    `prefix_values` [B, N, H, L+1, d], `text_mask` [B, L] bool. A plain dict of batch-first tensors, so it serves as the
+    conditions of a denoiser.
+    """
 
-    def text_cache(self, rows: int, made: Cache, text: Mapping[str, Tensor | None]) -> Cache:
-        """What `forward` was given of captions in `made`, or made of `text`, for `rows` rows of noised embeddings.
+    @property
+    def rows(self) -> int:
+        """How many captions there are."""
+        return len(self["text_mask"])
 
-        Args:
-            made: what `prefix` gave; any of its tensors is None where the caller gave the text in its place.
-            text: arguments of `prefix`; of fewer rows than `rows` where each serves several in succession.
+    def repeat(self, n: int) -> PrefixCache:
+        """Each row n times in succession: n candidates per caption."""
+        return PrefixCache({name: tensor.repeat_interleave(n, dim=0) for name, tensor in self.items()})
 
-        Raises: UserError if neither is whole, or the numbers of rows do not fit.
+    def for_rows(self, count: int) -> PrefixCache:
+        """Repeated to serve `count` rows.
+
+        Raises: UserError if that is no multiple of the number of captions.
         """
-        if any(tensor is None for tensor in made.values()):
-            if any(tensor is None for tensor in text.values()):
-                names = ", ".join(text)
-                raise UserError(f"expected {names}, or the prefix that prefix() makes of them, got neither")
-            return self.prefix(**text).for_rows(rows)  # type: ignore[attr-defined]
-        if made.rows != rows:
+        if self.rows == 0 or count % self.rows:
             raise UserError(
-                f"expected a prefix of {rows} rows, as many as x, got {made.rows}: "
-                "give every candidate its own by TextCache.repeat"
+                f"expected text of {count} rows, as x has, or of a divisor of it, got {self.rows}"
             )
-        return made
+        return self.repeat(count // self.rows)
+
+    def aligned(self, other: PrefixCache) -> tuple[PrefixCache, PrefixCache]:
+        """Both in such a form that torch.cat joins their tensors: padded to the longer one's number of text tokens."""
+        length = max(cache["text_mask"].shape[1] for cache in (self, other))
+        return self.pad_to(length), other.pad_to(length)
+
+    def pad_to(self, length: int) -> PrefixCache:
+        """The same cache for `length` >= L text tokens; the added ones stand in front and are masked out."""
+        added = length - self["text_mask"].shape[1]
+        if added < 0:
+            raise UserError(f"cannot pad a prefix to {length} text tokens: it has {length - added}")
+        padded = {
+            "prefix_keys": F.pad(self["prefix_keys"], (0, 0, added, 0)),
+            "prefix_values": F.pad(self["prefix_values"], (0, 0, added, 0)),
+            "text_mask": F.pad(self["text_mask"], (added, 0)),
+        }
+        return PrefixCache({**self, **padded})
 
 
 class CausalBlock(nn.Module):
@@ -158,7 +117,7 @@ class CausalBlock(nn.Module):
         return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
 
 
-class DiffusionPrior(ReadsText, ScaledEmbeddings, ModelMixin, ConfigMixin):
+class DiffusionPrior(ScaledEmbeddings, ModelMixin, ConfigMixin):
     """Predicts the scaled image embedding z_i from a noised one and a caption (unCLIP §2.2).
 
     `schedule` and `prediction_type` say how the network was trained, for whoever makes a denoiser of it; the
@@ -243,39 +202,48 @@ class DiffusionPrior(ReadsText, ScaledEmbeddings, ModelMixin, ConfigMixin):
             text_mask=text_mask,
         )
 
-    def forward(
-        self,
-        x: Tensor,
-        t: Tensor,
-        *,
-        text_mask: Tensor,
-        text_tokens: Tensor | None = None,
-        text_embeds: Tensor | None = None,
-        prefix_keys: Tensor | None = None,
-        prefix_values: Tensor | None = None,
-    ) -> Tensor:
+    def read(self, text: Encoded) -> PrefixCache:
+        """The prefix of encoded captions."""
+        return self.prefix(text.tokens, text.mask, text.embeds)
+
+    def forward(self, x: Tensor, t: Tensor, **text: Tensor) -> Tensor:
         """Predict the scaled image embedding.
 
         Args:
             x: [B, D], noised image embedding in the scaled space (see `normalize`).
             t: [B], time in the units of the training schedule.
-            text_mask: [B, L] bool, True = real token.
-            text_tokens, text_embeds: [B, L, C] token states and [B, D] of unit norm; a text of fewer rows P serves
-                B / P rows of x in succession each, and is computed once for them. Or, in their place,
-            prefix_keys, prefix_values: the tensors made by `prefix`, as in `forward(x, t, **prefix)`.
+            text: the arguments of `prefix`; a text of fewer rows P serves B / P rows of x in succession each, and is
+                computed once for them. Or, in their place, what `prefix` made of them: `forward(x, t, **prefix)`.
 
         Returns: [B, D], the clean embedding in the scaled space.
         Raises: UserError if neither the text nor a prefix of as many rows is given.
         """
-        made: Any = {"prefix_keys": prefix_keys, "prefix_values": prefix_values, "text_mask": text_mask}
-        text = {"text_tokens": text_tokens, "text_mask": text_mask, "text_embeds": text_embeds}
-        cache = self.text_cache(len(x), PrefixCache(made), text)
-        return self.out(self._at_query(self._step_tokens(x, t), cache))
+        return self.predict(x, t, self._prefix_for(len(x), text))
 
-    def _at_query(self, h: Tensor, cache: PrefixCache) -> Tensor:
+    def _prefix_for(self, rows: int, text: dict[str, Tensor]) -> PrefixCache:
+        if "prefix_keys" in text:
+            made = PrefixCache(text)
+            if made.rows != rows:
+                raise UserError(
+                    f"expected a prefix of {rows} rows, as many as x, got {made.rows}: "
+                    "give every candidate its own by PrefixCache.repeat"
+                )
+            return made
+        names = ("text_tokens", "text_mask", "text_embeds")
+        if missing := [name for name in names if text.get(name) is None]:
+            raise UserError(
+                f"expected {', '.join(names)}, or the prefix that prefix() makes of them; got no {', '.join(missing)}"
+            )
+        return self.prefix(**text).for_rows(rows)
+
+    def predict(self, x: Tensor, t: Tensor, prefix: PrefixCache) -> Tensor:
+        """`forward` behind a prefix of as many rows as x [B, D] has -> [B, D]."""
+        return self.out(self._at_query(self._step_tokens(x, t), prefix))
+
+    def _at_query(self, h: Tensor, prefix: PrefixCache) -> Tensor:
         """Tokens of a step [B, T, W], the query last, behind the prefix -> what the query has learned, [B, W]."""
-        keys, values = cache["prefix_keys"], cache["prefix_values"]
-        mask = self._mask(cache["text_mask"], h.shape[1], h.shape[1] + keys.shape[3])
+        keys, values = prefix["prefix_keys"], prefix["prefix_values"]
+        mask = self._mask(prefix["text_mask"], h.shape[1], h.shape[1] + keys.shape[3])
         pasts = zip(keys.unbind(1), values.unbind(1), strict=True)
         for block, past in zip(self.blocks, pasts, strict=True):
             h = block(h, mask, past)

@@ -10,8 +10,6 @@ Legend of shapes: B batch, L text tokens, D embedding size, C token-state size, 
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from diffusers import ModelMixin  # noqa: F401 - pipelines look in a network's module for how it is loaded
@@ -135,62 +133,24 @@ class RecallPrior(DiffusionPrior):
         """
         if rows is None:
             rows = self.memory.neighbours(text_embeds, self.neighbours, self.least_likeness)
-        whole = torch.zeros(len(rows), 1, dtype=torch.bool, device=rows.device)
-        if composed is not None:
-            whole = composed.any(dim=1, keepdim=True)
-            rows = rows.masked_fill(whole, NOBODY)
+        if composed is None:
+            composed = torch.zeros_like(text_embeds)
+        alone = composed.any(dim=1, keepdim=True)  # as if a picture's captions said just that
+        rows = rows.masked_fill(alone, NOBODY)
+        first = F.pad(alone, (0, rows.shape[1] - 1))
         values, likeness, difference = self.memory.read(text_embeds, rows)
-        there = rows != NOBODY
-        if composed is not None:  # as if a picture's captions said just that
-            first = F.pad(whole, (0, rows.shape[1] - 1))
-            values = torch.where(first[..., None], composed[:, None], values)
-            likeness, there = likeness.masked_fill(first, 1.0), there | first
-        features = torch.cat([values, difference, likeness[..., None], there[..., None].to(values)], dim=-1)
+        values = torch.where(first[..., None], composed[:, None].to(values), values)
+        likeness = likeness.masked_fill(first, 1.0)
+        there = ((rows != NOBODY) | first).to(values)
+        features = torch.cat([values, difference, likeness[..., None], there[..., None]], dim=-1)
         tokens = self._prefix_tokens(text_tokens, text_mask, text_embeds)
         tokens = torch.cat([tokens, self.neighbour_in(features.to(tokens))], dim=1)
         cache = self._keys_and_values(tokens, text_mask)
         return PrefixCache({**cache, "recalled": values.to(tokens), "likeness": likeness.to(tokens)})
 
-    def forward(
-        self,
-        x: Tensor,
-        t: Tensor,
-        *,
-        text_mask: Tensor,
-        text_tokens: Tensor | None = None,
-        text_embeds: Tensor | None = None,
-        composed: Tensor | None = None,
-        rows: Tensor | None = None,
-        prefix_keys: Tensor | None = None,
-        prefix_values: Tensor | None = None,
-        recalled: Tensor | None = None,
-        likeness: Tensor | None = None,
-    ) -> Tensor:
-        """Predict the scaled image embedding.
-
-        Args:
-            x: [B, D], noised image embedding in the scaled space (see `normalize`).
-            t: [B], time in the units of the training schedule.
-            text_mask, text_tokens, text_embeds, composed, rows: as `prefix` takes them; a text of fewer rows P
-                serves B / P rows of x in succession each. Or, in their place,
-            prefix_keys, prefix_values, recalled, likeness: what `prefix` made of them, as in
-                `forward(x, t, **prefix)`.
-
-        Returns: [B, D], the clean embedding in the scaled space.
-        Raises: UserError if neither the text nor a prefix of as many rows is given.
-        """
-        made: Any = {
-            "prefix_keys": prefix_keys,
-            "prefix_values": prefix_values,
-            "recalled": recalled,
-            "likeness": likeness,
-            "text_mask": text_mask,
-        }
-        text = {"text_tokens": text_tokens, "text_mask": text_mask, "text_embeds": text_embeds}
-        looked_up = {"composed": composed, "rows": rows}
-        text |= {name: tensor for name, tensor in looked_up.items() if tensor is not None}
-        cache = self.text_cache(len(x), PrefixCache(made), text)
+    def predict(self, x: Tensor, t: Tensor, prefix: PrefixCache) -> Tensor:
+        """As of the prior; the guess stands before the query."""
         time, noised, query = self._step_tokens(x, t).unbind(1)
-        guess = self.guess(x.to(time), time, cache["recalled"], cache["likeness"])
-        h = self._at_query(torch.stack([time, noised, self.guess_in(guess), query], dim=1), cache)
+        guess = self.guess(x.to(time), time, prefix["recalled"], prefix["likeness"])
+        h = self._at_query(torch.stack([time, noised, self.guess_in(guess), query], dim=1), prefix)
         return torch.lerp(self.out(h), guess, self.trust(h).sigmoid())
