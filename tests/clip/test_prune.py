@@ -7,6 +7,7 @@ from torch.testing import assert_close
 
 from unclip.clip import FrozenCLIP
 from unclip.clip.prune import keep_frequent_pieces
+from unclip.clip.tokenize import FileTokenizer
 from unclip.errors import UserError
 
 CAPTIONS = ["a red apple", "a blue house"]
@@ -35,6 +36,17 @@ def byte_pair_clip() -> FrozenCLIP:
             "text_cfg": {"context_length": 16, "width": 16, "heads": 2, "layers": 2, "vocab_size": 49408},
         }
     )
+
+
+def test_padding_is_found_again(tiny_clip):
+    """Wherever it stood in the vocabulary: a batch of unequal lengths comes out as one by one."""
+    whole = tiny_clip.text_tokenizer
+    words = whole.tokenizer.get_vocab()
+    tiny_clip.text_tokenizer = FileTokenizer(whole.tokenizer, whole.context_length, pad_id=words["small"])
+    smaller = keep_frequent_pieces(tiny_clip, 5, CAPTIONS)
+    kept = smaller.text_tokenizer
+    assert kept.tokenizer.id_to_token(kept.pad_id) == "small"
+    assert smaller.config["tokenizer_options"]["pad_id"] == kept.pad_id < words["small"]
 
 
 def test_only_word_pieces_can_be_left_out(byte_pair_clip, tiny_clip):

@@ -26,33 +26,35 @@ def keep_frequent_pieces(clip: FrozenCLIP, count: int, texts: Iterable[str]) -> 
     """
     tokenizer = clip.text_tokenizer
     words = getattr(getattr(getattr(clip.model, "text", None), "transformer", None), "embeddings", None)
-    pieces = isinstance(tokenizer, FileTokenizer) and isinstance(
-        tokenizer.tokenizer.model, WordPiece | WordLevel
-    )
-    if not isinstance(tokenizer, FileTokenizer) or not pieces or words is None:
+    if not (
+        isinstance(tokenizer, FileTokenizer)
+        and isinstance(tokenizer.tokenizer.model, WordPiece | WordLevel)
+        and words is not None
+    ):
         raise UserError(
             "only a text tower of word pieces (BERT) can do with fewer: leave its vocabulary as it is"
         )
     if count < 1:
         raise UserError(f"expected at least one word piece to keep, got {count}")
     whole = tokenizer.tokenizer
-    used = {piece for text in [*texts, ""] for piece in whole.encode(text).tokens}
-    vocabulary = whole.get_vocab()
-    special = {token.content for token in whole.get_added_tokens_decoder().values()} | {
-        whole.model.unk_token,
-        "[PAD]",
-    }
+    vocabulary, padding = whole.get_vocab(), whole.id_to_token(tokenizer.pad_id)
+    assert padding is not None, "the padding has an embedding, so it has a piece"
+    read = tokenizer.clean or str
+    used = {piece for text in [*texts, ""] for piece in whole.encode(read(text)).tokens}
+    used |= {token.content for token in whole.get_added_tokens_decoder().values()}
+    used |= {whole.model.unk_token, padding}
 
     def kept(piece: str) -> bool:
-        short = len(piece.removeprefix("##")) == 1  # any word can be spelled out in these
-        return short or piece in special or piece in used or vocabulary[piece] < count
+        # Any word can be spelled out in single characters.
+        return piece in used or len(piece.removeprefix("##")) == 1 or vocabulary[piece] < count
 
     smaller, ids = keep_pieces(whole, kept)
     architecture: Any = _with_vocabulary(clip.config.architecture, len(ids))
+    options = {**tokenizer.options, "pad_id": smaller.token_to_id(padding)}
     pruned = FrozenCLIP(
         architecture,
         clip.config.tokenizer,
-        clip.config.tokenizer_options,
+        options,
         clip.config.image_mean,
         clip.config.image_std,
     )
@@ -60,7 +62,7 @@ def keep_frequent_pieces(clip: FrozenCLIP, count: int, texts: Iterable[str]) -> 
     name = "model.text.transformer.embeddings.word_embeddings.weight"
     state[name] = state[name][torch.tensor(ids)]
     cast(nn.Module, pruned).load_state_dict(state)
-    pruned.text_tokenizer = FileTokenizer(smaller, clip.context_length, **tokenizer.options)
+    pruned.text_tokenizer = FileTokenizer(smaller, clip.context_length, **options)
     return pruned
 
 
