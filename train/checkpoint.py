@@ -32,9 +32,17 @@ class CheckpointIO:
     """Saves and restores the state of a run; keeps the last `keep` checkpoints of `folder`."""
 
     def __init__(
-        self, folder: Path, keep: int, *, model: nn.Module, ema: EMA, optimizer: torch.optim.Optimizer
+        self,
+        folder: Path,
+        keep: int,
+        *,
+        model: nn.Module,
+        ema: EMA,
+        optimizer: torch.optim.Optimizer,
+        data: dict[str, Any],
     ) -> None:
-        self.folder, self.keep = folder, keep
+        """`data`: facts about what is trained on; a run does not go on with data of which others hold."""
+        self.folder, self.keep, self.data = folder, keep, data
         self.model, self.ema, self.optimizer = model, ema, optimizer
         names = {id(parameter): name for name, parameter in model.named_parameters()}
         # Parameters as the optimizer numbers them.
@@ -55,7 +63,9 @@ class CheckpointIO:
             save_model(self.model, str(temporary / "model.safetensors"))
             save_model(self.ema.model, str(temporary / "ema.safetensors"))
             save_file(self._optimizer_tensors(), temporary / "optimizer.safetensors")
-            (temporary / "state.json").write_text(json.dumps({"step": step, **state}, indent=1))
+            (temporary / "state.json").write_text(
+                json.dumps({"step": step, "data": self.data, **state}, indent=1)
+            )
         for old in self.paths()[: -self.keep]:
             shutil.rmtree(old, ignore_errors=True)
         return path
@@ -64,13 +74,14 @@ class CheckpointIO:
         """Restore model, average and optimizer from the newest checkpoint; its state, or None if there is none.
 
         Raises:
-            UserError: the checkpoint is damaged or belongs to another model.
+            UserError: the checkpoint is damaged or belongs to another model, or the data is not what it was.
         """
         for leftover in self.folder.glob(".step-*"):  # of a run that was killed while it wrote
             shutil.rmtree(leftover, ignore_errors=True)
         if not self.paths():
             return None
         path = self.paths()[-1]
+        self._check_data(path)
         try:
             load_model(self.model, str(path / "model.safetensors"))
             load_model(self.ema.model, str(path / "ema.safetensors"))
@@ -82,6 +93,17 @@ class CheckpointIO:
                 f"cannot resume from {path}: {reason}; remove that folder to use the one before"
             ) from error
         return state
+
+    def _check_data(self, path: Path) -> None:
+        try:
+            before = json.loads((path / "state.json").read_text())["data"]
+        except (OSError, ValueError, KeyError):
+            return  # damaged, which loading the rest explains
+        if before != json.loads(json.dumps(self.data)):
+            raise UserError(
+                f"cannot resume from {path}: the data was {before}, got {self.data}; give the data and the options "
+                "that the run began with, or start another run from its weights (initial=)"
+            )
 
     def _optimizer_tensors(self) -> dict[str, Tensor]:
         states = self.optimizer.state_dict()["state"]

@@ -51,9 +51,8 @@ def train(
         raise UserError("no output folder: give --output DIR")
     from .trainer import Trainer, check_output
 
-    check_output(
-        Path(config.output), resume, config.steps
-    )  # before the data is loaded, which may take minutes
+    # Before the data is loaded, which may take minutes.
+    check_output(Path(config.output), resume, config.steps)
     task = make_task(config)
     outcome = Trainer(config, task).run(resume)
     if outcome.interrupted:

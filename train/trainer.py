@@ -73,6 +73,7 @@ class Trainer:
             config.keep_checkpoints,
             model=task.model,
             ema=self.ema,
+            data=task.describe(),
             optimizer=self.optimizer.optimizer,
         )
         self.generator = torch.Generator(self.device)

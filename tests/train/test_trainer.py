@@ -98,6 +98,15 @@ def test_accumulation_equals_the_whole_batch(toy: ModuleType, tmp_path: Path) ->
         assert_close(got[key], expected[key], rtol=1e-4, atol=1e-5)
 
 
+def test_a_run_does_not_go_on_with_other_data(toy: ModuleType, tmp_path: Path) -> None:
+    run(toy, tmp_path / "run")
+    config = toy.toy_config(tmp_path / "run", steps=12)
+    task = toy.ToyTask(config)
+    task.describe = lambda: {"pictures": 7}
+    with pytest.raises(UserError, match=r"the data was .*, got \{'pictures': 7\}"):
+        Trainer(config, task).run(resume=True)
+
+
 def test_resume_with_more_steps_extends_a_finished_run(toy: ModuleType, tmp_path: Path) -> None:
     run(toy, tmp_path / "run")
     with pytest.raises(UserError, match="extend it with steps=N"):
