@@ -132,9 +132,8 @@ def prior_training(pipe: UnCLIPTextToImagePipeline, repeats: int) -> list[Row]:
     options = preset("prior-recall", "emoji").model
     options = options | {"key_dim": min(options["key_dim"], dims["embed_dim"])}
     recalling = RecallPrior(**options, **dims, memory_size=MEMORY)
-    near = torch.randint(
-        MEMORY, (captions, options["neighbours"])
-    )  # in training they are looked up beforehand
+    # In training the neighbours are looked up beforehand.
+    near = torch.randint(MEMORY, (captions, options["neighbours"]))
     runs.append(lambda: recalling(**inputs, rows=near).square().mean().backward())
     whole, recall = (time / captions for time in seconds(runs, max(1, repeats // 10)))
     name = f"{captions} captions, {noises} noised z_i each"

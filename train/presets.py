@@ -176,6 +176,9 @@ def prior_recall_emoji() -> TrainConfig:
     return replace(
         prior_emoji(),
         stage="prior-recall",
+        steps=3_000,
+        learning_rate=1e-3,
+        validate_every_steps=500,
         model={"width": 256, "layers": 6, "heads": 4, "neighbours": 8, "key_dim": 96},
     )
 

@@ -124,6 +124,11 @@ def test_it_remembers_the_data_at_hand_not_that_of_the_weights(
     assert_close(stored, z, atol=0.03, rtol=0)
 
 
+def test_a_memory_that_the_empty_caption_finds_something_in_is_named() -> None:
+    with pytest.warns(UserWarning, match="the memory finds pictures like the empty caption"):
+        task_of("model.least_likeness=-1")
+
+
 @pytest.mark.parametrize("options", [["task.hide_own=-0.1"], ["task.hide_own=0.8", "task.hide_all=0.3"]])
 def test_options_are_checked(options: list[str]) -> None:
     with pytest.raises(UserError, match=r"add up to at most 1, got task\.hide_own"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -9,13 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from unclip.clip.things import things_in
 from unclip.data.progress import track
 from unclip.errors import UserError
 from unclip.models import RecallPrior
-from unclip.models.memory import NOBODY, EmbeddingMemory
+from unclip.models.memory import AT_ONCE, NOBODY, EmbeddingMemory
 
 from ..config import TrainConfig
 from .base import Batch
@@ -24,7 +25,6 @@ from .prior import PriorOptions, PriorTask
 
 CAPTIONS = 3  # of each picture, to fit the keys with
 SPARE = 24  # neighbours that stand in for those that a sample may not see
-AT_ONCE = 1_024  # captions looked up together
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +101,9 @@ class RecallPriorTask(PriorTask):
         fitted = self.text_embeds[indices_of(data.draw_captions(several, rng))]
         self.model.memory.fit_keys(fitted, subjects[indices_of(several)])
         self.near = NearPictures(pictures, subjects, self.options, self.model.neighbours)
-        self.composed: dict[int, Tensor] = {}
+        # Of each caption the row of `composed`, of which the last is nothing.
+        self.composed = torch.zeros(1, data.embed_dim)
+        self.composed_of = torch.full((len(self.text_embeds),), -1)
         if config.initial is None:  # else once its weights are there
             self.remember()
 
@@ -125,22 +127,26 @@ class RecallPriorTask(PriorTask):
         memory = self.model.memory
         memory.store(captions, self.model.normalize(self.data.image_embeds[pictures]))
         self.near.look_up(memory, self.text_embeds, self.model.least_likeness)
+        if (memory.neighbours(self._empty.embeds, 1, self.model.least_likeness) != NOBODY).any():
+            warnings.warn(
+                'the memory finds pictures like the empty caption "", which guidance then leads away from: raise '
+                f"model.least_likeness (it is {self.model.least_likeness:g}) or model.key_dim",
+                stacklevel=2,
+            )
         if self.data.scenes is not None:
             self._compose(memory)
 
     def _compose(self, memory: EmbeddingMemory) -> None:
         """Fit how two things make a scene, and what that gives for the captions of scenes."""
-        captions = np.array([self.data.cache.caption_of[i][0] for i in self.data.scene_indices])
+        scenes = self.data.scene_indices
+        captions = [self.data.cache.caption_of[i][0] for i in scenes]
         texts = [self.data.cache.texts[m] for m in captions]
-        pairs = np.array([bool(things_in(text)) for text in texts])
         chunks = [texts[start : start + AT_ONCE] for start in range(0, len(texts), AT_ONCE)]
         things = torch.cat([self.clip.encode_things(chunk) for chunk in track(chunks, "things", len(chunks))])
-        z_t = self.text_embeds[indices_of(captions)]
-        z = self.model.normalize(self.data.image_embeds[indices_of(self.data.scene_indices)])
-        these = torch.from_numpy(pairs)
-        memory.fit_compositions(z_t[these], things[these], z[these])
-        made = memory.compose(z_t, things)
-        self.composed = {int(m): value for m, value in zip(captions, made, strict=True) if value.any()}
+        z_t = self.text_embeds[captions]
+        memory.fit_compositions(z_t, things, self.model.normalize(self.data.image_embeds[indices_of(scenes)]))
+        self.composed = F.pad(memory.compose(z_t, things), (0, 0, 0, 1))
+        self.composed_of[captions] = torch.arange(len(captions))
 
     def load(self, path: Path) -> None:
         """Weights of either transformer prior; what is remembered is the data at hand."""
@@ -151,8 +157,7 @@ class RecallPriorTask(PriorTask):
         """As of the prior, with the neighbours' `rows` [n, k] and what is `composed` [n, D]."""
         indices, captions = self.data.draw(n, rng)
         rows = self.near.choose(indices, captions, rng)
-        nothing = torch.zeros(self.data.embed_dim)
-        composed = torch.stack([self.composed.get(int(m), nothing) for m in captions])
+        composed = self.composed[self.composed_of[indices_of(captions)]]
         drop = torch.from_numpy(rng.random(n) < self.options.drop_text)
         batch = self._drop(self._samples(indices, captions), drop)
         rows, composed = rows.masked_fill(drop[:, None], NOBODY), composed.masked_fill(drop[:, None], 0)
