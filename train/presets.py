@@ -188,7 +188,7 @@ def prior_recall_tiny() -> TrainConfig:
 
     unclip train prior-recall --preset tiny --data tests/fixtures/emoji-fixture.tar --output RUN
     """
-    model = {"width": 32, "layers": 2, "heads": 2, "neighbours": 3, "key_dim": 4}
+    model = {"width": 32, "layers": 2, "heads": 2, "neighbours": 3, "key_dim": 4, "least_likeness": 0.99}
     return replace(prior_tiny(), stage="prior-recall", model=model)
 
 
