@@ -1,14 +1,39 @@
-"""Pipelines: subclasses of diffusers' DiffusionPipeline, composed of the functions in `stages`."""
+"""Pipelines: subclasses of diffusers' DiffusionPipeline, composed of the stages in `base`."""
 
 from __future__ import annotations
 
 import diffusers
 
+from .calls import UnCLIPPipelineOutput
+from .editing import UnCLIPImg2ImgPipeline, UnCLIPInpaintPipeline
 from .inputs import Settings
-from .text_to_image import UnCLIPPipelineOutput, UnCLIPTextToImagePipeline
+from .interpolation import UnCLIPInterpolationPipeline
+from .text_diff import UnCLIPTextDiffPipeline
+from .text_to_image import UnCLIPTextToImagePipeline
+from .upscale import UnCLIPUpscalePipeline
+from .variation import UnCLIPVariationPipeline
 
-__all__ = ["Settings", "UnCLIPPipelineOutput", "UnCLIPTextToImagePipeline"]
+__all__ = [
+    "Settings",
+    "UnCLIPImg2ImgPipeline",
+    "UnCLIPInpaintPipeline",
+    "UnCLIPInterpolationPipeline",
+    "UnCLIPPipelineOutput",
+    "UnCLIPTextDiffPipeline",
+    "UnCLIPTextToImagePipeline",
+    "UnCLIPUpscalePipeline",
+    "UnCLIPVariationPipeline",
+]
 
 # DiffusionPipeline.from_pretrained(folder) looks in diffusers for the class that model_index.json names, and imports no
 # module that a folder names: it can load our models once this package is imported.
-diffusers.UnCLIPTextToImagePipeline = UnCLIPTextToImagePipeline
+for _pipeline in (
+    UnCLIPTextToImagePipeline,
+    UnCLIPVariationPipeline,
+    UnCLIPInterpolationPipeline,
+    UnCLIPTextDiffPipeline,
+    UnCLIPImg2ImgPipeline,
+    UnCLIPInpaintPipeline,
+    UnCLIPUpscalePipeline,
+):
+    setattr(diffusers, _pipeline.__name__, _pipeline)

@@ -26,6 +26,8 @@ class Settings:
     prior_guidance_scale: float
     decoder_guidance_scale: float
     num_prior_candidates: int
+    prior_temperature: float
+    prior_top_p: float
     noise_level: float
     upsampler_noise_level: float
 
@@ -51,9 +53,13 @@ class Settings:
                 if not isinstance(value, int) or value < 1:
                     raise UserError(f"{name} must be a whole number of at least 1, got {value!r}")
                 continue
-            if name.endswith("_scale"):
+            if name.endswith(("_scale", "_temperature")):
                 if value < 0:
-                    raise UserError(f"{name} must be 0 or more (1 = no guidance), got {value!r}")
+                    meaning = "no guidance" if name.endswith("_scale") else "as learned"
+                    raise UserError(f"{name} must be 0 or more (1 = {meaning}), got {value!r}")
+            elif name == "prior_top_p":
+                if not 0 < value <= 1:
+                    raise UserError(f"{name} must be more than 0 and at most 1 (all), got {value!r}")
             elif not 0 <= value <= 1:
                 raise UserError(f"{name} must lie between 0 (clean) and 1 (noise only), got {value!r}")
             # Saved with the model, where diffusers checks the type.
@@ -68,8 +74,6 @@ class Request:
     negatives: list[str] | None  # P of them
     image_embeds: Tensor | None  # [P, D] of unit norm
     images_per_prompt: int
-    size: int
-    output_type: str
 
     @property
     def count(self) -> int:
@@ -87,8 +91,6 @@ def check_request(
     image_embeds: Tensor | None,
     num_images_per_prompt: int,
     generator: torch.Generator | Sequence[torch.Generator] | None,
-    output_type: str,
-    size: int,
     embed_dim: int,
 ) -> Request:
     """Check all that a caller gives besides settings.
@@ -106,20 +108,16 @@ def check_request(
         raise UserError(
             f"num_images_per_prompt must be a whole number of at least 1, got {num_images_per_prompt!r}"
         )
-    if output_type not in OUTPUT_TYPES:
-        raise UserError(f"unknown output_type {output_type!r}: choose one of {', '.join(OUTPUT_TYPES)}")
     prompts = None if prompt is None else prompt_list(prompt)
     if image_embeds is not None:
-        image_embeds = _check_embeds(image_embeds, embed_dim, None if prompts is None else len(prompts))
+        image_embeds = check_embeds(image_embeds, embed_dim, None if prompts is None else len(prompts))
     request = Request(
         prompts=prompts,
         negatives=None,
         image_embeds=image_embeds,
         images_per_prompt=num_images_per_prompt,
-        size=size,
-        output_type=output_type,
     )
-    _check_generators(generator, request.count * num_images_per_prompt)
+    check_generators(generator, request.count * num_images_per_prompt)
     if negative_prompt is None:
         return request
     return Request(**{**vars(request), "negatives": _negatives(negative_prompt, request.count)})
@@ -181,7 +179,7 @@ def _negatives(negative: str | Sequence[str], count: int) -> list[str]:
     return list(negatives)
 
 
-def _check_embeds(embeds: Tensor, embed_dim: int, prompts: int | None) -> Tensor:
+def check_embeds(embeds: Tensor, embed_dim: int, prompts: int | None) -> Tensor:
     if not isinstance(embeds, Tensor) or embeds.ndim != 2 or embeds.shape[1] != embed_dim or len(embeds) == 0:
         got = tuple(embeds.shape) if isinstance(embeds, Tensor) else type(embeds).__name__
         raise UserError(f"image_embeds must be a tensor [N, {embed_dim}], got {got}")
@@ -198,7 +196,7 @@ def _check_embeds(embeds: Tensor, embed_dim: int, prompts: int | None) -> Tensor
     return F.normalize(embeds, dim=-1).expand(prompts or len(embeds), -1)
 
 
-def _check_generators(generator: Any, pictures: int) -> None:
+def check_generators(generator: Any, pictures: int) -> None:
     if generator is None or isinstance(generator, torch.Generator):
         return
     if not isinstance(generator, (list, tuple)) or not all(

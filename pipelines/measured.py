@@ -17,7 +17,8 @@ from unclip.errors import UserError
 from unclip.eval.model import Model
 
 from .loading import choose_device
-from .stages import image_seeds, sample_prior
+from .priors import sample_prior
+from .stages import image_seeds
 from .text_to_image import UnCLIPTextToImagePipeline
 
 
@@ -60,9 +61,7 @@ def as_model(pipe: UnCLIPTextToImagePipeline, size: int, given: dict[str, Any]) 
             pipe.clip.encode_text(texts, things=True),
             pipe.clip.encode_text([""]),
             image_seeds(generators(seeds), len(prompts), 1),
-            num_inference_steps=settings.prior_num_inference_steps,
-            guidance_scale=settings.prior_guidance_scale,
-            num_candidates=settings.num_prior_candidates,
+            settings,
         )
 
     def decode(

@@ -46,12 +46,12 @@ class PlainWords(DiffusionPipeline):
             return [Understood(prompt, prompt) for prompt in prompts]
         return [lexicon.understand(prompt) for prompt in prompts]
 
-    def in_plain_words(self, prompts: list[str] | None, wanted: bool | None) -> list[str] | None:
+    def in_plain_words(self, prompts: list[str], wanted: bool | None) -> list[str]:
         """The texts for CLIP; `wanted` None stands for the model's setting."""
         if wanted is not None and not isinstance(wanted, bool):
             raise UserError(f"plain_words must be True, False or None, got {wanted!r}")
         config: Any = self.config
-        if prompts is None or not (config.plain_words if wanted is None else wanted):
+        if not (config.plain_words if wanted is None else wanted):
             return prompts
         return [each.text for each in self.understand(prompts)]
 

@@ -1,4 +1,4 @@
-"""The stages of unCLIP as functions: prior, decoder, upsampler, each one call of the denoising loop.
+"""What the stages of unCLIP are made of: seeds, batches of captions, the decoder under guidance, the upsampler.
 
 Pipelines compose them; none of them knows a pipeline. A network says in its config which schedule and
 prediction type it was trained with, so any of diffusers' schedulers samples any of them.
@@ -10,21 +10,28 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from unclip.clip import TextEncoding
 from unclip.diffusion import Denoiser, Guided, classifier_free, denoise, initial_noise, make_schedule
-from unclip.models import Decoder, DiffusionPrior, Upsampler
+from unclip.models import Decoder, Upsampler
 
 StepCallback = Callable[[int, Tensor, dict[str, Tensor]], "dict[str, Tensor] | None"]
+# Called with a stage and the number of its steps; gives what is to be called after each step.
+Watch = Callable[[str, int], AbstractContextManager["StepCallback | None"]]
 
 # Pictures are made in groups of at most this many pixels: at 1024 px one at a time, at 64 px 256 of them.
 PIXELS_AT_ONCE = 1024 * 1024
+
+
+def unwatched(stage: str, steps: int) -> AbstractContextManager[None]:
+    """Nobody looks."""
+    return nullcontext()
 
 
 @dataclass(frozen=True)
@@ -45,8 +52,7 @@ def image_seeds(
 ) -> list[ImageSeed]:
     """The seeds of all pictures of a call, those of the first prompt first.
 
-    One generator gives every prompt the same pictures that it would get alone: the k-th of each depends on
-        the
+    One generator gives every prompt the same pictures that it would get alone: the k-th of each depends on the
     generator and k only. A list has one for each picture. Without a generator the global one gives each
     picture a seed of its own.
     """
@@ -89,83 +95,34 @@ def denoiser_of(network: Any) -> Denoiser:
     return Denoiser(network, make_schedule(network.config.schedule), network.config.prediction_type)
 
 
-def _guided(network: Any, scale: float, uncond: dict[str, Tensor]) -> Denoiser | Guided:
+def guided(network: Any, scale: float, uncond: dict[str, Tensor]) -> Denoiser | Guided:
     denoiser = denoiser_of(network)
     return denoiser if scale == 1 else Guided(denoiser, classifier_free(scale), uncond)
 
 
-def sample_prior(
-    prior: DiffusionPrior,
-    scheduler: Any,
-    text: TextEncoding,
-    negative: TextEncoding,
-    seeds: Sequence[ImageSeed],
-    *,
-    num_inference_steps: int,
-    guidance_scale: float,
-    num_candidates: int,
-    on_step: StepCallback | None = None,
-) -> Tensor:
-    """Draw image embeddings from captions and keep the best of `num_candidates` each (unCLIP §2.2).
-
-    Args:
-        text: of P captions; B is a multiple of P.
-        negative: of what takes the unconditional branch's place, P rows or 1; the encoding of "" for nothing.
-        seeds: of B pictures, those of the first caption first.
-
-    Returns: [B, D] of unit norm: of each picture's candidates the z_i with the largest z_i · z_t.
-    """
-    config: Any = prior.config
-    device: Any = prior.device
-    B, D, P, n = len(seeds), config.embed_dim, len(text.embeds), num_candidates
-    text, negative = (cut(each, config.max_tokens) for each in (text, negative))
-    cond, uncond = (prior.read(each) for each in (text, negative))
-    cond, uncond = (cache.for_rows(n * B) for cache in cond.aligned(uncond))
-    generators = [seed.generator("prior", candidate) for seed in seeds for candidate in range(n)]
-    z = denoise(
-        _guided(prior, guidance_scale, uncond),
-        scheduler,
-        initial_noise((B * n, D), generators, device),
-        cond=cond,
-        num_inference_steps=num_inference_steps,
-        generator=generators,
-        callback_on_step_end=on_step,
-    )
-    z = F.normalize(prior.denormalize(z), dim=-1).view(B, n, D)
-    z_t = text.embeds.to(z).repeat_interleave(B // P, dim=0)
-    best = (z * z_t[:, None]).sum(-1).argmax(dim=1)
-    return z[torch.arange(B, device=z.device), best]
-
-
-def sample_decoder(
+def guided_decoder(
     decoder: Decoder,
-    scheduler: Any,
     image_embeds: Tensor,
     text: TextEncoding | None,
     negative: TextEncoding | None,
     seeds: Sequence[ImageSeed],
     *,
-    num_inference_steps: int,
     guidance_scale: float,
     noise_level: float = 0.0,
-    on_step: StepCallback | None = None,
-) -> Tensor:
-    """Decode image embeddings (unCLIP §2.1); the unconditional branch has neither embedding nor caption.
+) -> tuple[Denoiser | Guided, dict[str, Tensor]]:
+    """The decoder as a denoiser, and its conditions; the unconditional branch has neither embedding nor caption.
 
     Args:
         image_embeds: [B, D] of unit norm.
         text: of the captions, B rows; None for none.
         negative: captions of the unconditional branch, B rows; None for none.
         noise_level: in [0, 1], how much noise is mixed into the embeddings first: more of it, more freedom.
-
-    Returns: [B, 3, S, S] in [-1, 1].
     """
     config: Any = decoder.config
     device: Any = decoder.device
-    B, S = len(image_embeds), config.sample_size
+    B = len(image_embeds)
     level = torch.full((B,), noise_level, device=device)
     noise = initial_noise(image_embeds.shape, [seed.generator("noise_level") for seed in seeds], device)
-    generators = [seed.generator("decoder") for seed in seeds]
     keep = torch.zeros(B, dtype=torch.bool, device=device)
 
     def caption(encoding: TextEncoding | None) -> dict[str, Tensor]:
@@ -177,16 +134,16 @@ def sample_decoder(
 
     noised = decoder.noise_image_embeds(image_embeds.to(device), level, noise)
     cond = {"image_embeds": noised, "noise_level": level, "drop_image": keep, **caption(text)}
-    return denoise(
-        _guided(decoder, guidance_scale, {"drop_image": ~keep, **caption(negative)}),
-        scheduler,
-        initial_noise((B, 3, S, S), generators, device),
-        cond=cond,
-        num_inference_steps=num_inference_steps,
-        generator=generators,
-        clip_range=1.0,
-        callback_on_step_end=on_step,
-    )
+    return guided(decoder, guidance_scale, {"drop_image": ~keep, **caption(negative)}), cond
+
+
+def decoder_noise(decoder: Decoder, seeds: Sequence[ImageSeed]) -> tuple[Tensor, list[torch.Generator]]:
+    """x_T [B, 3, S, S] of pictures, and the generators of the noise that is added on the way from there."""
+    config: Any = decoder.config
+    device: Any = decoder.device
+    generators = [seed.generator("decoder") for seed in seeds]
+    shape = (len(seeds), 3, config.sample_size, config.sample_size)
+    return initial_noise(shape, generators, device), generators
 
 
 def sample_upsampler(

@@ -129,13 +129,15 @@ def plan(config: TrainConfig, measured_steps: int = 3) -> str:
     trainer = Trainer(small, task)
     parameters = sum(p.numel() for p in task.model.parameters())
     trained = sum(p.numel() for p in task.model.parameters() if p.requires_grad)
+    facts = (
+        f"{config.to_yaml()}\nparameters: {parameters:,} ({trained:,} trained)\ndevice: {trainer.device}\n"
+    )
+    if config.steps == 0:
+        return f"{facts}estimated: no step, validation not counted\n"
     seconds = trainer.seconds_per_step(measured_steps)
     rate = config.batch_size / seconds
     return (
-        f"{config.to_yaml()}\n"
-        f"parameters: {parameters:,} ({trained:,} trained)\n"
-        f"device: {trainer.device}\n"
-        f"estimated: {seconds:.3f} s a step, {rate:.1f} samples/s, "
+        f"{facts}estimated: {seconds:.3f} s a step, {rate:.1f} samples/s, "
         f"{config.steps * seconds / 3600:.2f} hours for {config.steps} steps "
         f"({config.steps * config.batch_size:,} samples), validation not counted\n"
     )

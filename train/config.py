@@ -36,7 +36,7 @@ class TrainConfig:
     mixed_precision: str = "no"  # "no" | "bf16" (not on CPU)
     seed: int = 0
 
-    steps: int
+    steps: int  # 0: what is prepared without training is validated and saved
     batch_size: int
     accumulation: int = 1  # parts a batch is computed in, to save memory; the result is the same
     learning_rate: float
@@ -67,7 +67,6 @@ class TrainConfig:
             UserError: naming the key, what was expected and what came.
         """
         for key in (
-            "steps",
             "batch_size",
             "accumulation",
             "keep_checkpoints",
@@ -75,7 +74,14 @@ class TrainConfig:
             "max_skipped",
         ):
             _expect(getattr(self, key) >= 1, key, "at least 1", getattr(self, key))
-        for key in ("checkpoint_every_steps", "validate_every_steps", "num_workers", "warmup_steps", "seed"):
+        for key in (
+            "steps",
+            "checkpoint_every_steps",
+            "validate_every_steps",
+            "num_workers",
+            "warmup_steps",
+            "seed",
+        ):
             _expect(getattr(self, key) >= 0, key, "0 or more", getattr(self, key))
         _expect(
             self.batch_size % self.accumulation == 0,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -24,11 +25,13 @@ def make_optimizer(
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             groups.setdefault((parameter.ndim > 1, scale(name)), []).append(parameter)
-    if not groups:
-        raise UserError("the model has no trainable parameters")
-    settings = [
+    if not groups and config.steps > 0:
+        raise UserError(
+            "the model has no trainable parameters: give steps=0, to save it as it is prepared without training"
+        )
+    settings: list[dict[str, Any]] = [
         {"params": members, "weight_decay": config.weight_decay if is_matrix else 0.0, "scale": factor}
-        for (is_matrix, factor), members in groups.items()
+        for (is_matrix, factor), members in (groups or {(False, 1.0): []}).items()
     ]
     fused = device.type in ("cuda", "cpu")
     return torch.optim.AdamW(

@@ -192,6 +192,89 @@ def prior_recall_tiny() -> TrainConfig:
     return replace(prior_tiny(), stage="prior-recall", model=model)
 
 
+def prior_ar_emoji() -> TrainConfig:
+    """Autoregressive prior, 1.0M parameters and as much again in tables.
+
+    unclip train prior-ar --preset emoji --data DATA --output RUN cache=CACHE clip=CLIP
+    """
+    return TrainConfig(
+        stage="prior-ar",
+        preset="emoji",
+        steps=3_000,
+        batch_size=32,
+        learning_rate=2e-3,
+        warmup_steps=100,
+        decay_fraction=0.5,
+        weight_decay=0.04,
+        betas=(0.9, 0.96),
+        ema_decay=0.995,
+        validate_every_steps=500,
+        model={"width": 128, "layers": 4, "heads": 4, "components": 128, "buckets": 64},
+    )
+
+
+def prior_ar_tiny() -> TrainConfig:
+    """Autoregressive prior for tests: seconds on a CPU; random CLIP.
+
+    unclip train prior-ar --preset tiny --data tests/fixtures/emoji-fixture.tar --output RUN
+    """
+    return TrainConfig(
+        stage="prior-ar",
+        preset="tiny",
+        clip="random",
+        steps=50,
+        batch_size=16,
+        learning_rate=5e-3,
+        warmup_steps=5,
+        log_every_steps=10,
+        model={"width": 32, "layers": 2, "heads": 2, "components": 6, "buckets": 8, "similarity_buckets": 4},
+        task={"held_out": 8},
+    )
+
+
+def prior_regression_emoji() -> TrainConfig:
+    """Regression prior, 0.7M parameters beside a fitted matrix of 0.15M numbers.
+
+    unclip train prior-regression --preset emoji --data DATA --output RUN cache=CACHE clip=CLIP
+    """
+    return TrainConfig(
+        stage="prior-regression",
+        preset="emoji",
+        steps=6_000,
+        batch_size=64,
+        learning_rate=2e-3,
+        warmup_steps=100,
+        decay_fraction=0.5,
+        weight_decay=0.06,
+        betas=(0.9, 0.96),
+        ema_decay=0.995,
+        log_every_steps=100,
+        validate_every_steps=1_000,
+        model={"width": 128, "layers": 3, "heads": 4},
+    )
+
+
+def prior_regression_linear() -> TrainConfig:
+    """The linear prior of Kandinsky's ablation: one matrix, fitted in closed form in seconds; nothing is trained.
+
+    unclip train prior-regression --preset linear --data DATA --output RUN cache=CACHE
+    """
+    return replace(prior_regression_emoji(), preset="linear", steps=0, model={"layers": 0})
+
+
+def prior_regression_tiny() -> TrainConfig:
+    """Regression prior for tests: seconds on a CPU; random CLIP.
+
+    unclip train prior-regression --preset tiny --data tests/fixtures/emoji-fixture.tar --output RUN
+    """
+    return replace(
+        prior_tiny(),
+        stage="prior-regression",
+        model={"width": 32, "layers": 2, "heads": 2},
+        task={"held_out": 8},
+    )
+
+
 def upsampler_256_emoji() -> TrainConfig:
     """Upsampler 64 -> 256, 1.1M parameters.
 
@@ -280,6 +363,11 @@ PRESETS: dict[tuple[str, str], Callable[[], TrainConfig]] = {
     ("decoder", "tiny"): decoder_tiny,
     ("prior-recall", "emoji"): prior_recall_emoji,
     ("prior-recall", "tiny"): prior_recall_tiny,
+    ("prior-ar", "emoji"): prior_ar_emoji,
+    ("prior-ar", "tiny"): prior_ar_tiny,
+    ("prior-regression", "emoji"): prior_regression_emoji,
+    ("prior-regression", "linear"): prior_regression_linear,
+    ("prior-regression", "tiny"): prior_regression_tiny,
     ("upsampler-256", "emoji"): upsampler_256_emoji,
     ("upsampler-256", "tiny"): upsampler_256_tiny,
     ("upsampler-1024", "emoji"): upsampler_1024_emoji,

@@ -83,6 +83,8 @@ class Trainer:
     def run(self, resume: bool = False) -> Outcome:
         """Train until `config.steps`, or until SIGINT or SIGTERM; both leave a checkpoint to resume from.
 
+        Of no steps at all, what the task has prepared is validated and saved.
+
         Raises:
             UserError: the output folder is taken, the loss stays not finite, the disk is full.
         """
@@ -126,6 +128,8 @@ class Trainer:
                 if stopped:
                     break
                 began = time.perf_counter()
+        if self.config.steps == 0:
+            self.validate(log)
         log.close()
         return Outcome(step, stopped and step < self.config.steps, values)
 

@@ -221,9 +221,9 @@ def assemble(
 @app.command()
 def info(model: Model = None, as_json: AsJson = False) -> None:
     """Show versions, and what a model consists of."""
-    from unclip.pipelines.describe import describe
+    from unclip.pipelines.info import model_info
 
-    facts = describe(model)
+    facts = model_info(model)
     if as_json:
         typer.echo(json.dumps(facts))
         return

@@ -13,7 +13,7 @@ from torch.testing import assert_close
 
 from unclip.errors import UserError
 from unclip.pipelines import UnCLIPTextToImagePipeline, loading
-from unclip.pipelines.describe import describe
+from unclip.pipelines.info import model_info
 
 
 def picture(pipe: UnCLIPTextToImagePipeline) -> torch.Tensor:
@@ -118,8 +118,8 @@ def test_a_component_is_no_pipeline(tiny_model: Path) -> None:
         UnCLIPTextToImagePipeline.from_pretrained(tiny_model / "decoder")
 
 
-def test_describe(tiny_pipeline: UnCLIPTextToImagePipeline, tiny_model: Path) -> None:
-    facts = describe(tiny_model)
+def test_model_info(tiny_pipeline: UnCLIPTextToImagePipeline, tiny_model: Path) -> None:
+    facts = model_info(tiny_model)
     assert facts["sizes"] == [16, 64, 256]
     assert facts["defaults"]["decoder_num_inference_steps"] == 2
     assert facts["components"]["prior_scheduler"] == {"class": "DDPMScheduler"}
@@ -128,4 +128,4 @@ def test_describe(tiny_pipeline: UnCLIPTextToImagePipeline, tiny_model: Path) ->
     assert (decoder["class"], decoder["parameters"], decoder["dtypes"]) == ("Decoder", stored, ["F32"])
     assert facts["bytes"] == sum(path.stat().st_size for path in tiny_model.rglob("*.safetensors"))
     with pytest.raises(UserError, match="download the repository first"):
-        describe("owner/name")
+        model_info("owner/name")

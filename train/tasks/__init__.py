@@ -9,7 +9,16 @@ from unclip.errors import UserError
 if TYPE_CHECKING:
     from .base import Task
 
-STAGES = ("clip", "prior", "prior-recall", "decoder", "upsampler-256", "upsampler-1024")
+STAGES = (
+    "clip",
+    "prior",
+    "prior-recall",
+    "prior-ar",
+    "prior-regression",
+    "decoder",
+    "upsampler-256",
+    "upsampler-1024",
+)
 
 
 def task_class(stage: str) -> type[Task]:
@@ -30,6 +39,14 @@ def task_class(stage: str) -> type[Task]:
         from .recall import RecallPriorTask
 
         return RecallPriorTask
+    if stage == "prior-ar":
+        from .prior_ar import AutoregressivePriorTask
+
+        return AutoregressivePriorTask
+    if stage == "prior-regression":
+        from .prior_regression import RegressionPriorTask
+
+        return RegressionPriorTask
     if stage == "decoder":
         from .decoder import DecoderTask
 

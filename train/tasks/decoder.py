@@ -7,6 +7,7 @@ of the time and the caption 50 %; a random share of noise in z_i makes the decod
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -25,6 +26,7 @@ from unclip.diffusion import (
     denoise,
     initial_noise,
 )
+from unclip.errors import UserError
 from unclip.models import Decoder
 
 from ..config import TrainConfig
@@ -37,6 +39,7 @@ from .embedded import EmbeddedPictures, EmbeddedTask, SceneOptions, indices_of
 class DecoderOptions(SceneOptions):
     """Shares are probabilities per sample."""
 
+    embeds: str = "image"  # what it decodes; "text": z_t, for a decoder without a prior (unCLIP §5.1)
     drop_image: float = 0.1
     drop_text: float = 0.5
     clean_share: float = 0.5  # z_i without noise; the others get a uniform noise level
@@ -48,6 +51,12 @@ class DecoderOptions(SceneOptions):
     pictures: int = 32  # drawn at each validation
     picture_steps: int = 20
     guidance_scale: float = 1.5
+
+    def __post_init__(self) -> None:
+        """Reject what no run can have, before data is loaded."""
+        super().__post_init__()
+        if self.embeds not in ("image", "text"):
+            raise UserError(f"task.embeds: expected image or text, got {self.embeds!r}")
 
 
 class DecoderTask(EmbeddedTask):
@@ -71,19 +80,38 @@ class DecoderTask(EmbeddedTask):
             prediction_type="sample",
             time_scale=1000.0,
         )
-        self.model.set_embed_statistics(*self.data.statistics())
         self.thumbnails = thumbnails_on_white(self.data.pictures, arguments["sample_size"], config.limit)
-        trained = indices_of(self.data.sampling.trained)
-        side = arguments["draft_size"]
-        # In parts: all pictures at once would fill gigabytes as floating point numbers.
-        parts = [F.adaptive_avg_pool2d(to_pixels(self.thumbnails[p]), side) for p in trained.split(1024)]
-        self.model.fit_draft(self.data.image_embeds[trained].float(), torch.cat(parts))
+        self._fit()
         self.schedule = FlowSchedule(self.options.time_mean, self.options.time_std)
         self.measure = SharpLoss(min_sigma=self.options.min_sigma, l1_weight=self.options.l1_weight)
 
     @classmethod
     def network(cls) -> type[nn.Module]:
         return Decoder
+
+    def load(self, path: Path) -> None:
+        """Weights of a decoder; those that learned of z_i know nothing of the scale of z_t, which is fitted anew."""
+        super().load(path)
+        if self.options.embeds == "text":
+            self._fit()
+
+    def _fit(self) -> None:
+        """What of the network follows from the embeddings and pictures in closed form."""
+        trained = self.data.sampling.trained
+        z = self._embeds(trained, self.data.draw_captions(trained, np.random.default_rng(0))).float()
+        statistics = self.data.statistics() if self.options.embeds == "image" else (z.mean(0), z.std(0))
+        self.model.set_embed_statistics(*statistics)
+        # In parts: all pictures at once would fill gigabytes as floating point numbers.
+        side = self.model.draft_size
+        parts = indices_of(trained).split(1024)
+        pooled = [F.adaptive_avg_pool2d(to_pixels(self.thumbnails[part]), side) for part in parts]
+        self.model.fit_draft(z, torch.cat(pooled))
+
+    def _embeds(self, indices: np.ndarray, captions: np.ndarray) -> Tensor:
+        """What the decoder is to decode, [n, D]: z_i of samples, or z_t of a caption of each."""
+        if self.options.embeds == "image":
+            return self.data.image_embeds[indices_of(indices)]
+        return torch.as_tensor(self.data.cache.text_embeds)[indices_of(captions)].float()
 
     def draw(self, n: int, rng: np.random.Generator) -> Batch:
         """Pictures [n, 3, S, S] uint8, z_i [n, D], caption states and mask, noise level of z_i, what to drop."""
@@ -177,9 +205,8 @@ class DecoderTask(EmbeddedTask):
         return found
 
     def _samples(self, indices: np.ndarray, captions: np.ndarray) -> Batch:
-        places = indices_of(indices)
         return {
             "pictures": self._pictures(indices),
-            "image_embeds": self.data.image_embeds[places],
+            "image_embeds": self._embeds(indices, captions),
             **self.data.text(captions),
         }

@@ -196,10 +196,10 @@ class EmbeddedTask(Task):
 
     @classmethod
     def to_measure(cls, config: TrainConfig) -> TrainConfig:
-        """Without scenes, which would have to be embedded first, and without writing a cache."""
+        """Without scenes, which would have to be embedded first, without writing a cache, and with none held out."""
         small = super().to_measure(config)
         there = small.cache is not None and embeddings_file(small.cache).is_file()
-        return replace(small, cache=small.cache if there else None, task={**small.task, "scenes": 0})
+        return replace(small, cache=small.cache if there else None, task={**small.task, "scenes": 0, "held_out": 0})
 
     def describe(self) -> dict[str, Any]:
         """How many pictures and captions there are."""

@@ -6,14 +6,14 @@ replaced by the encoding of "" 10 % of the time, for guidance.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import DDIMScheduler
-from PIL import Image
 from torch import Tensor, nn
 
 from unclip.diffusion import Denoiser, DiscreteSchedule, SimpleLoss, add_noise, denoise, initial_noise
@@ -22,17 +22,17 @@ from unclip.models import DiffusionPrior
 
 from ..config import TrainConfig
 from .base import Batch, normal_like
-from .embedded import EmbeddedPictures, EmbeddedTask, SceneOptions, indices_of, load_clip
+from .captions import CaptionOptions, CaptionTask, text_of
+from .embedded import EmbeddedPictures, load_clip
 
 
 @dataclass(frozen=True, kw_only=True)
-class PriorOptions(SceneOptions):
-    """Options of the prior's task."""
+class PriorOptions(CaptionOptions):
+    """Options of the diffusion prior's task."""
 
     drop_text: float = 0.1  # probability that a caption becomes ""
     noises: int = 1  # noised z_i for each caption, whose tokens are computed once for all of them
     time_skew: float = 1.0  # of the training times; above 1 more of them are noisy (see DiscreteSchedule)
-    held_out: int = 256
     sampling_steps: int = 16  # of the samples drawn at each validation
 
     def __post_init__(self) -> None:
@@ -46,7 +46,7 @@ class PriorOptions(SceneOptions):
             )
 
 
-class PriorTask(EmbeddedTask):
+class PriorTask(CaptionTask):
     """Trains `DiffusionPrior` on cached embeddings."""
 
     name = "prior"
@@ -54,14 +54,11 @@ class PriorTask(EmbeddedTask):
     model: DiffusionPrior
 
     def __init__(self, config: TrainConfig) -> None:
-        super().__init__(config)
         if config.clip is None:
             raise UserError('the prior needs clip=DIR, the CLIP of the cache, to encode the empty caption ""')
-        self.clip = clip = load_clip(config.clip)
-        self.data = EmbeddedPictures(
-            config, self.options.held_out, config.model["max_tokens"], self.options, clip
-        )
-        self.text_embeds = torch.as_tensor(self.data.cache.text_embeds).float()
+        clip = load_clip(config.clip)
+        super().__init__(config, clip)
+        self.clip = clip
         self._empty = clip.encode_text([""])
         D, C = self.data.embed_dim, self.data.token_dim
         if (self._empty.embeds.shape[1], self._empty.tokens.shape[2]) != (D, C):
@@ -71,70 +68,39 @@ class PriorTask(EmbeddedTask):
             )
         self.schedule = DiscreteSchedule.cosine(skew=self.options.time_skew)
         self.measure = SimpleLoss(target="sample")
-        self.model = self.network()(
-            **config.model,
-            **self.network_sizes(self.data),
-            schedule="cosine",
-            prediction_type="sample",
-            time_scale=1.0,
-        )
         self.model.set_embed_statistics(*self.data.statistics())
 
     @classmethod
     def network(cls) -> Callable[..., DiffusionPrior]:
         return DiffusionPrior
 
-    def network_sizes(self, data: EmbeddedPictures) -> dict[str, int]:
-        """The arguments of the network that follow from the data."""
-        return {"embed_dim": data.embed_dim, "token_dim": data.token_dim}
+    def network_arguments(self, data: EmbeddedPictures) -> dict[str, Any]:
+        """Those of every prior, and what the network is trained to predict."""
+        trained_for = {"schedule": "cosine", "prediction_type": "sample", "time_scale": 1.0}
+        return super().network_arguments(data) | trained_for
 
     def draw(self, n: int, rng: np.random.Generator) -> Batch:
-        """z_i [n, D] with a caption's states [n, L, C], mask [n, L] and embedding z_t [n, D]."""
-        batch = self._samples(*self.data.draw(n, rng))
+        """As of every prior; a share of the captions is replaced by ""."""
+        batch = super().draw(n, rng)
         return self._drop(batch, torch.from_numpy(rng.random(n) < self.options.drop_text))
 
     def loss(self, model: nn.Module, batch: Batch, generator: torch.Generator) -> Batch:
         """Squared error of z_i in the scaled space, at `noises` times for each; logs its cosine to the true one."""
         n = self.options.noises
         z = batch["image_embeds"].repeat_interleave(n, dim=0)
-        text = {key: value for key, value in batch.items() if key != "image_embeds"}
         x0 = self.model.normalize(z)
         t = self.schedule.sample_t(len(batch["image_embeds"]), generator, each=n)
         noise = normal_like(x0, generator)
         denoiser = Denoiser(model, self.schedule, "sample")
-        prediction, _ = denoiser.predict(add_noise(x0, noise, *self.schedule.alpha_sigma(t)), t, text)
+        prediction, _ = denoiser.predict(
+            add_noise(x0, noise, *self.schedule.alpha_sigma(t)), t, text_of(batch)
+        )
         losses = self.measure.of_prediction(denoiser, prediction, x0, t, noise)
         made = self.model.denormalize(prediction.detach())
         return losses | {"cosine": F.cosine_similarity(made, z).mean()}
 
-    def validate(self, model: nn.Module) -> dict[str, float | Image.Image]:
-        """Samples for held-out captions against the true z_i.
-
-        "cosine" of one sample to the truth (beside that of the mean embedding and of z_t, which a useful prior beats),
-        and "top1": how often the true z_i is the nearest of all held-out ones.
-        """
-        held_out = self.data.sampling.held_out
-        if len(held_out) == 0:
-            return {}
-        assert isinstance(model, DiffusionPrior)
-        device = next(model.parameters()).device
-        captions = self.data.draw_captions(held_out, np.random.default_rng(0))
-        samples = {key: value.to(device) for key, value in self._samples(held_out, captions).items()}
-        z = samples.pop("image_embeds")
-        made = F.normalize(self._generate(model, samples, z.shape), dim=-1)
-        nearest = (made @ z.T).argmax(dim=1)
-        mean = model.embed_mean.expand_as(z)
-        return {
-            "cosine": float(F.cosine_similarity(made, z).mean()),
-            "cosine_of_mean": float(F.cosine_similarity(mean, z).mean()),
-            "cosine_of_text": float(F.cosine_similarity(samples["text_embeds"], z).mean()),
-            "top1": float((nearest == torch.arange(len(z), device=device)).float().mean()),
-        }
-
-    def _generate(self, model: DiffusionPrior, text: Batch, shape: tuple[int, ...]) -> Tensor:
+    def generate(self, model: DiffusionPrior, text: Batch, generators: Sequence[torch.Generator]) -> Tensor:
         """One image embedding [B, D] for each caption, without guidance."""
-        device = text["text_mask"].device
-        generators = [torch.Generator(device).manual_seed(i) for i in range(shape[0])]
         scheduler = DDIMScheduler(
             beta_schedule="squaredcos_cap_v2",
             prediction_type="sample",
@@ -144,18 +110,11 @@ class PriorTask(EmbeddedTask):
         x = denoise(
             Denoiser(model, self.schedule, "sample"),
             scheduler,
-            initial_noise(tuple(shape), generators, device),
-            cond=model.prefix(text["text_tokens"], text["text_mask"], text["text_embeds"]),
+            initial_noise((len(generators), self.data.embed_dim), generators, text["text_mask"].device),
+            cond=model.prefix(**text),
             num_inference_steps=self.options.sampling_steps,
         )
         return model.denormalize(x)
-
-    def _samples(self, indices: np.ndarray, captions: np.ndarray) -> Batch:
-        return {
-            "image_embeds": self.data.image_embeds[indices_of(indices)],
-            "text_embeds": self.text_embeds[indices_of(captions)],
-            **self.data.text(captions),
-        }
 
     def _drop(self, batch: Batch, drop: Tensor) -> Batch:
         """The captions of the rows `drop` [B] replaced by ""."""

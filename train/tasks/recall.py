@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +24,6 @@ from .base import Batch
 from .embedded import EmbeddedPictures, indices_of
 from .prior import PriorOptions, PriorTask
 
-CAPTIONS = 3  # of each picture, to fit the keys with
 SPARE = 24  # neighbours that stand in for those that a sample may not see
 
 
@@ -94,13 +94,11 @@ class RecallPriorTask(PriorTask):
 
     def __init__(self, config: TrainConfig) -> None:
         super().__init__(config)
-        data, pictures = self.data, self.data.sampling.trained
+        data = self.data
         subjects = data.subjects()
-        rng = np.random.default_rng(config.seed)
-        several = np.tile(pictures, CAPTIONS)
-        fitted = self.text_embeds[indices_of(data.draw_captions(several, rng))]
-        self.model.memory.fit_keys(fitted, subjects[indices_of(several)])
-        self.near = NearPictures(pictures, subjects, self.options, self.model.neighbours)
+        several, captions = (indices_of(each) for each in self.pairs())
+        self.model.memory.fit_keys(self.text_embeds[captions], subjects[several])
+        self.near = NearPictures(data.sampling.trained, subjects, self.options, self.model.neighbours)
         # Of each caption the row of `composed`, of which the last is nothing.
         self.composed = torch.zeros(1, data.embed_dim)
         self.composed_of = torch.full((len(self.text_embeds),), -1)
@@ -116,9 +114,9 @@ class RecallPriorTask(PriorTask):
         """The size of the memory follows from the data."""
         return super().derived() | {"memory_size"}
 
-    def network_sizes(self, data: EmbeddedPictures) -> dict[str, int]:
+    def network_arguments(self, data: EmbeddedPictures) -> dict[str, Any]:
         """Those of the prior, and as many places in the memory as there are pictures to train on."""
-        return super().network_sizes(data) | {"memory_size": len(data.sampling.trained)}
+        return super().network_arguments(data) | {"memory_size": len(data.sampling.trained)}
 
     def remember(self) -> None:
         """Put the pictures into the memory, by its keys and in the scaled space of the model; learn of scenes."""

@@ -3,6 +3,8 @@
 from unclip.diffusion.denoiser import Conditions, Denoiser, Posterior
 from unclip.diffusion.gaussian import gaussian_kl, q_posterior, reverse_log_variances
 from unclip.diffusion.guidance import Guided, classifier_free
+from unclip.diffusion.inpainting import inpaint
+from unclip.diffusion.inversion import InverseScheduler, invert
 from unclip.diffusion.likelihood import BitsPerDim, bits_per_dim, prior_kl, vlb_term, vlb_terms
 from unclip.diffusion.loss import HybridLoss, MinSNRLoss, SharpLoss, SimpleLoss
 from unclip.diffusion.prediction import PREDICTION_TYPES, add_noise, from_x0, target, to_x0
@@ -18,6 +20,7 @@ __all__ = [
     "FlowSchedule",
     "Guided",
     "HybridLoss",
+    "InverseScheduler",
     "MinSNRLoss",
     "Posterior",
     "Schedule",
@@ -30,6 +33,8 @@ __all__ = [
     "from_x0",
     "gaussian_kl",
     "initial_noise",
+    "inpaint",
+    "invert",
     "make_schedule",
     "noise_level",
     "noise_to_step",

@@ -44,6 +44,18 @@ EXPLODING: tuple[Any, ...] = (
 )
 FLOW: tuple[Any, ...] = (diffusers.FlowMatchEulerDiscreteScheduler, diffusers.FlowMatchHeunDiscreteScheduler)
 
+STOCHASTIC: tuple[Any, ...] = (diffusers.DDPMScheduler, diffusers.EulerAncestralDiscreteScheduler)
+
+
+class LevelScheduler:
+    """Base of our own schedulers: they name the (alpha, sigma) of each step themselves, and want x_0.
+
+    Subclasses set `timesteps` and `levels`, equally many, in `set_timesteps`, and have `step`.
+    """
+
+    timesteps: Tensor
+    levels: list[tuple[Tensor, Tensor]]
+
 
 @torch.no_grad()
 def denoise(
@@ -121,7 +133,7 @@ def prepared(scheduler: Any, num_inference_steps: int, device: torch.device | st
     """A fresh copy of a scheduler with its timesteps set, at least one."""
     if num_inference_steps < 1:
         raise UserError(f"num_inference_steps must be at least 1, got {num_inference_steps}")
-    if not isinstance(scheduler, CHAIN + SOLVER + EXPLODING + FLOW):
+    if not isinstance(scheduler, (*CHAIN, *SOLVER, *EXPLODING, *FLOW, LevelScheduler)):
         known = ", ".join(each.__name__ for each in CHAIN + SOLVER + EXPLODING + FLOW)
         raise UserError(f"unknown scheduler {type(scheduler).__name__}: choose one of {known}")
     scheduler = copy.deepcopy(scheduler)
@@ -137,6 +149,8 @@ def prepared(scheduler: Any, num_inference_steps: int, device: torch.device | st
 
 def noise_level(scheduler: Any, index: int) -> tuple[Tensor, Tensor]:
     """(alpha, sigma), 0-d, of the x_t that step `index` of a scheduler with set timesteps works on."""
+    if isinstance(scheduler, LevelScheduler):
+        return scheduler.levels[index]
     if isinstance(scheduler, CHAIN):
         alpha_bar = scheduler.alphas_cumprod[scheduler.timesteps[index].cpu()]
         return alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
@@ -176,6 +190,8 @@ def _scheduler_output(
 
 def _prediction_type(scheduler: Any) -> str:
     """Our name for the prediction that a scheduler asks for."""
+    if isinstance(scheduler, LevelScheduler):
+        return "sample"
     if isinstance(scheduler, FLOW):
         return "flow"
     asked = scheduler.config.prediction_type

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+from unclip.models.autoregressive_prior import AutoregressivePrior
+from unclip.models.caption_prior import PrefixCache
 from unclip.models.decoder import Decoder
 from unclip.models.layers import warn_of_another_clip
-from unclip.models.prior import DiffusionPrior, PrefixCache
+from unclip.models.prior import DiffusionPrior
 from unclip.models.recall_prior import RecallPrior
+from unclip.models.regression_prior import RegressionPrior
 from unclip.models.upsampler import Upsampler
 
-PRIORS = (DiffusionPrior, RecallPrior)  # either serves every pipeline
+PRIORS = (
+    DiffusionPrior,
+    RecallPrior,
+    AutoregressivePrior,
+    RegressionPrior,
+)  # any of them serves every pipeline
 
 __all__ = [
     "PRIORS",
+    "AutoregressivePrior",
     "Decoder",
     "DiffusionPrior",
     "PrefixCache",
     "RecallPrior",
+    "RegressionPrior",
     "Upsampler",
     "warn_of_another_clip",
 ]

@@ -17,9 +17,10 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
 from unclip.errors import UserError
+from unclip.models.caption_prior import Encoded, PrefixCache
 from unclip.models.layers import init_linear, zero_
 from unclip.models.memory import NOBODY, EmbeddingMemory
-from unclip.models.prior import DiffusionPrior, Encoded, PrefixCache
+from unclip.models.prior import DiffusionPrior
 
 STEEPEST = 12.0  # logarithm of a gain: there a neighbour that is a little nearer than the others is certain
 

@@ -1,0 +1,63 @@
+"""What a pipeline folder holds, read from its small files and from the headers of its weights."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import math
+import platform
+from pathlib import Path
+from typing import Any
+
+import unclip
+from unclip.errors import UserError
+from unclip.models.saved import tensors
+
+from .inputs import Settings
+from .loading import components, locate, read_index
+
+VERSIONS_OF = ("torch", "diffusers", "transformers", "open_clip_torch", "safetensors", "accelerate")
+
+
+def model_info(model: str | Path | None) -> dict[str, Any]:
+    """Versions, and a model's components with their parameters (as in the files), bytes, sizes and defaults.
+
+    Raises:
+        UserError: no whole pipeline folder there.
+    """
+    folder = Path(locate(model))
+    if not folder.is_dir():
+        raise UserError(f"no model folder at {folder}: download the repository first, then name its folder")
+    parts = {name: _component(folder / name, kind) for name, kind in components(folder).items()}
+    side = parts["decoder"]["config"]["sample_size"]
+    sizes = [side]
+    for name in ("upsampler_256", "upsampler_1024"):
+        if name in parts:
+            side *= parts[name]["config"]["factor"]
+            sizes.append(side)
+    index = read_index(folder)
+    return {
+        "unclip": unclip.__version__,
+        "python": platform.python_version(),
+        "versions": {name: importlib.metadata.version(name) for name in VERSIONS_OF},
+        "model": str(folder),
+        "sizes": sizes,
+        "defaults": {name: index[name] for name in Settings.__dataclass_fields__ if name in index},
+        "components": parts,
+        "parameters": sum(part.get("parameters", 0) for part in parts.values()),
+        "bytes": sum(part.get("bytes", 0) for part in parts.values()),
+    }
+
+
+def _component(folder: Path, kind: str) -> dict[str, Any]:
+    if "Scheduler" in kind:
+        return {"class": kind}
+    files = sorted(folder.glob("*.safetensors"))
+    entries = [entry for path in files for entry in tensors(path).values()]
+    return {
+        "class": kind,
+        "parameters": sum(math.prod(entry["shape"]) for entry in entries),
+        "bytes": sum(path.stat().st_size for path in files),
+        "dtypes": sorted({entry["dtype"] for entry in entries}),
+        "config": json.loads((folder / "config.json").read_text(encoding="utf-8")),
+    }

@@ -1,0 +1,119 @@
+"""What the pipelines that begin with a picture share: reading it, its bipartite latent (z_i, x_T), how many to make.
+
+unCLIP §3: z_i says what CLIP sees in a picture, x_T holds what else the decoder needs to make just that picture again.
+Manipulations change the one and keep the other, or the other way round.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from unclip.clip import TextEncoding
+from unclip.errors import UserError
+
+from .base import UnCLIPStages
+from .calls import Call
+from .inputs import check_generators, prompt_list
+from .reading import Fit, Picture, Source, read_picture, source_list, square
+from .stages import ImageSeed, image_seeds, repeat
+
+CLIP_SEES_AT = 256  # pixels of the picture that CLIP is shown; it makes it smaller itself
+INVERSION_STEPS = (
+    25  # of the decoder, where x_T is found: more of them, a closer round trip (docs/manipulations.md)
+)
+
+Noise = Literal["inverted", "fresh"]
+
+
+@dataclass(frozen=True)
+class Given:
+    """Pictures as a user gave them, to be had as squares of any size."""
+
+    pictures: list[Picture]
+    fit: Fit
+
+    def at(self, size: int) -> Tensor:
+        """[P, 3, size, size] in [-1, 1]."""
+        return torch.stack([square(each, size, self.fit).rgb for each in self.pictures])
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+
+def read(image: Source | Sequence[Source], fit: Fit) -> Given:
+    """One or several pictures of any size, mode and orientation.
+
+    Raises:
+        UserError: one of them cannot be read, or an unknown fit.
+    """
+    if fit not in get_args(Fit):
+        raise UserError(f"unknown fit {fit!r}: choose one of {', '.join(get_args(Fit))}")
+    return Given([read_picture(each) for each in source_list(image)], fit)
+
+
+class Manipulation(UnCLIPStages):
+    """Base of the pipelines that take pictures."""
+
+    def embed(self, given: Given) -> Tensor:
+        """z_i of pictures, [P, D] of unit norm."""
+        return self.clip.encode_image(given.at(CLIP_SEES_AT).to(self.device))
+
+    def noise_of(
+        self, given: Given, embeds: Tensor, text: TextEncoding | None, seeds: list[ImageSeed], call: Call
+    ) -> Tensor:
+        """x_T of pictures [P, 3, S, S] under their own z_i; a seed for each picture."""
+        return self.invert(given.at(self._base_size), embeds, text, seeds, call)
+
+    def caption(
+        self, prompt: str | Sequence[str] | None, count: int, each: int, call: Call
+    ) -> TextEncoding | None:
+        """Captions that the decoder is given besides z_i: one, or one for each of `count` pictures; `each` rows of each.
+
+        Raises:
+            UserError: another number of them, or an empty one.
+        """
+        if prompt is None:
+            return None
+        prompts = prompt_list(prompt)
+        if len(prompts) not in (1, count):
+            raise UserError(
+                f"got {len(prompts)} prompts for {count} pictures: give one for each, or a single one"
+            )
+        return repeat(self.encode(prompts * (count // len(prompts)), call), each)
+
+
+def seeds_of(call: Call, inputs: int, each: int) -> list[ImageSeed]:
+    """The seeds of a call's pictures, `each` of every input.
+
+    Raises:
+        UserError: `each` is no number of pictures, or the generators are not one or one for each picture.
+    """
+    check_count(each, "num_images_per_prompt")
+    check_generators(call.generator, inputs * each)
+    return image_seeds(call.generator, inputs, each)
+
+
+def check_count(value: Any, name: str) -> int:
+    """A whole number of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise UserError(f"{name} must be a whole number of at least 1, got {value!r}")
+    return value
+
+
+def check_share(value: Any, name: str, most: float = 1.0) -> float:
+    """A number from 0 to `most`."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= most:
+        raise UserError(f"{name} must lie between 0 and {most:g}, got {value!r}")
+    return float(value)
+
+
+def check_choice(value: Any, name: str, choices: Sequence[str]) -> str:
+    """One of a few words."""
+    if value not in choices:
+        raise UserError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+    return str(value)

@@ -1,0 +1,178 @@
+"""Any prior in the place of any other: captions -> candidates of z_i, of which the one nearest to its caption is kept.
+
+How a prior draws depends on its kind alone: `draw_embeds` is a generic function with an implementation for each.
+To add a kind, register one. A model may hold several priors, by name:
+
+    diffusion    the component `prior`, denoised under `prior_scheduler`
+    none         z_t as if it were z_i: the ablation of unCLIP §5.1
+    any other    a network in the model's folder `priors`: those of the emoji model are ar, regression and linear
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import singledispatch
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers import DiffusionPipeline
+from torch import Tensor, nn
+
+from unclip.clip import TextEncoding
+from unclip.diffusion import denoise, initial_noise, prepared
+from unclip.errors import UserError
+from unclip.models import PRIORS, AutoregressivePrior, DiffusionPrior, RegressionPrior
+from unclip.models.saved import load_network
+
+from .inputs import Settings
+from .stages import ImageSeed, Watch, cut, guided, unwatched
+
+FOLDER = "priors"
+DIFFUSION, NONE = "diffusion", "none"
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What is to be drawn: a candidate for each generator, those of the first caption first.
+
+    Attributes:
+        text: of P captions; there are a multiple of P generators.
+        negative: of what takes the unconditional branch's place, P rows or 1.
+        watch: what shows the steps of the denoising loop.
+    """
+
+    text: TextEncoding
+    negative: TextEncoding
+    generators: list[torch.Generator]
+    settings: Settings
+    scheduler: Any
+    watch: Watch = unwatched
+
+
+@singledispatch
+def draw_embeds(prior: Any, draw: Draw) -> Tensor:
+    """Image embeddings [N, D] of unit norm for N generators."""
+    raise UserError(
+        f"{type(prior).__name__} is no prior: give one of {', '.join(k.__name__ for k in PRIORS)}"
+    )
+
+
+@draw_embeds.register
+def _(prior: DiffusionPrior, draw: Draw) -> Tensor:
+    N = len(draw.generators)
+    cond, uncond = (prior.read(each) for each in (draw.text, draw.negative))
+    cond, uncond = (cache.for_rows(N) for cache in cond.aligned(uncond))
+    steps = draw.settings.prior_num_inference_steps
+    with draw.watch("prior", len(prepared(draw.scheduler, steps).timesteps)) as on_step:
+        z = denoise(
+            guided(prior, draw.settings.prior_guidance_scale, uncond),
+            draw.scheduler,
+            initial_noise((N, draw.text.embeds.shape[1]), draw.generators, prior.device),
+            cond=cond,
+            num_inference_steps=steps,
+            generator=draw.generators,
+            callback_on_step_end=on_step,
+        )
+    return F.normalize(prior.denormalize(z), dim=-1)
+
+
+@draw_embeds.register
+def _(prior: AutoregressivePrior, draw: Draw) -> Tensor:
+    settings = draw.settings
+    return prior.sample(
+        draw.text, draw.generators, temperature=settings.prior_temperature, top_p=settings.prior_top_p
+    )
+
+
+@draw_embeds.register
+def _(prior: RegressionPrior, draw: Draw) -> Tensor:
+    return prior.sample(draw.text, draw.generators)
+
+
+def sample_prior(
+    prior: Any,
+    scheduler: Any,
+    text: TextEncoding,
+    negative: TextEncoding,
+    seeds: Sequence[ImageSeed],
+    settings: Settings,
+    watch: Watch = unwatched,
+) -> Tensor:
+    """Draw image embeddings from captions and keep the best of `num_prior_candidates` each (unCLIP §2.2).
+
+    Args:
+        text: of P captions; B is a multiple of P.
+        negative: of what takes the unconditional branch's place, P rows or 1; the encoding of "" for nothing.
+        seeds: of B pictures, those of the first caption first.
+
+    Returns: [B, D] of unit norm: of each picture's candidates the z_i with the largest z_i · z_t.
+    """
+    B, n = len(seeds), settings.num_prior_candidates
+    text, negative = (cut(each, prior.config.max_tokens) for each in (text, negative))
+    generators = [seed.generator("prior", candidate) for seed in seeds for candidate in range(n)]
+    z = draw_embeds(prior, Draw(text, negative, generators, settings, scheduler, watch)).unflatten(0, (B, n))
+    z_t = text.embeds.to(z).repeat_interleave(B // len(text.embeds), dim=0)
+    best = (z * z_t[:, None]).sum(-1).argmax(dim=1)
+    return z[torch.arange(B, device=z.device), best]
+
+
+class SeveralPriors(DiffusionPipeline):
+    """What a pipeline needs to hold priors by name; each is read when it is first asked for."""
+
+    clip: Any
+    prior: Any
+    _priors_folder: Path | None = None
+
+    @property
+    def prior_names(self) -> list[str]:
+        """What `prior=` of a call may be, besides a network."""
+        folder = self._priors_folder
+        found = (
+            [] if folder is None or not folder.is_dir() else [p.name for p in folder.iterdir() if p.is_dir()]
+        )
+        return [DIFFUSION, *sorted(found), NONE]
+
+    def prior_of(self, wanted: str | nn.Module | None) -> Any:
+        """The prior of a name, a network as it is, or for None the component `prior`.
+
+        Raises:
+            UserError: there is none of that name, or it was trained on another CLIP.
+        """
+        if wanted is None or wanted == DIFFUSION:
+            return self.prior
+        if not isinstance(wanted, str):
+            return self._fitting(wanted, type(wanted).__name__)
+        if wanted not in self.prior_names:
+            raise UserError(f"no prior {wanted!r} in this model: choose one of {', '.join(self.prior_names)}")
+        loaded = self.__dict__.setdefault("_loaded_priors", {})
+        if wanted not in loaded:
+            sizes = self.clip.embed_dim, self.clip.token_dim
+            found = (
+                RegressionPrior.identity(*sizes)
+                if wanted == NONE
+                else load_network(PRIORS, self._priors_folder / wanted)  # type: ignore[operator]
+            )
+            loaded[wanted] = self._fitting(found, wanted)
+        return loaded[wanted].to(self.prior.device, self.prior.dtype)
+
+    def _fitting(self, prior: Any, name: str) -> Any:
+        if not isinstance(prior, PRIORS):
+            known = ", ".join(kind.__name__ for kind in PRIORS)
+            raise UserError(f"prior must be a name or one of {known}, got {name}")
+        if prior.config.embed_dim != self.clip.embed_dim:
+            raise UserError(
+                f"the prior {name} was trained on another CLIP: its embed_dim is {prior.config.embed_dim}, CLIP's is "
+                f"{self.clip.embed_dim}"
+            )
+        return prior
+
+    def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
+        """Save all components, and the other priors if there are any."""
+        super().save_pretrained(save_directory, *args, **kwargs)
+        here, there = self._priors_folder, Path(save_directory) / FOLDER
+        if here is not None and here.is_dir() and here.resolve() != there.resolve():
+            shutil.copytree(here, there, dirs_exist_ok=True)

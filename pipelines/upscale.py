@@ -1,0 +1,76 @@
+"""Any picture enlarged by the upsamplers alone (unCLIP §2.1): they are convolutional, so it need not be square."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from typing_extensions import Unpack
+
+from unclip.errors import UserError
+
+from .calls import CallOptions
+from .manipulation import Manipulation, seeds_of
+from .pictures import to_output
+from .reading import Picture, Source, read_picture, source_list
+
+
+class UnCLIPUpscalePipeline(Manipulation):
+    """Pictures to larger ones, each of its own shape.
+
+    A call takes:
+        image: a picture or several: paths, PIL pictures, arrays, tensors; any size, mode and orientation. It is first
+            resized to what an upsampler takes: the largest of 64 and 256 px (of the longer side) that it has, else 64.
+            What is transparent is laid on white.
+        size: of the longer side of the result, one of those above 64 in `pipe.sizes`; by default the largest.
+        generator: one, or one for each picture.
+        output_type, and the other options of the upsamplers, as of every pipeline (`CallOptions`).
+
+    Gives pictures in a list for "pil", in which they may differ in shape; else they have to be of one shape.
+    """
+
+    @torch.no_grad()
+    def __call__(self, image: Source | Sequence[Source], **options: Unpack[CallOptions]) -> Any:
+        """Enlarge pictures; the arguments are explained at the class. Returns a list of pictures, or one tensor or array.
+
+        Raises:
+            UserError: an argument is wrong; said before any network runs.
+        """
+        sides = list(self.sizes)
+        if len(sides) == 1:
+            raise UserError("this model has no upsamplers: assemble it with --upsampler-256")
+        if options.get("size") is None:
+            options["size"] = sides[-1]
+        call = self.check(options)
+        if call.size == sides[0]:
+            raise UserError(
+                f"size {call.size} is what the decoder makes: choose of {', '.join(map(str, sides[1:]))}"
+            )
+        pictures = [read_picture(each) for each in source_list(image)]
+        seeds = seeds_of(call, len(pictures), 1)
+        if call.output_type != "pil" and len({picture.size for picture in pictures}) > 1:
+            raise UserError(
+                f"pictures of several shapes make no {call.output_type}: ask for output_type 'pil'"
+            )
+        enlarged = []
+        for picture, seed in zip(pictures, seeds, strict=True):
+            start, x = self._fitting(picture, sides[: sides.index(call.size)])
+            for side in sides[sides.index(start) + 1 : sides.index(call.size) + 1]:
+                x = self.upsample(self.sizes[side], side, x, [seed], call)
+            enlarged.append(x)
+        self.maybe_free_model_hooks()
+        if call.output_type == "pil":
+            return [to_output(each, "pil")[0] for each in enlarged]
+        return to_output(torch.cat(enlarged), call.output_type)
+
+    def _fitting(self, picture: Picture, sides: list[int]) -> tuple[int, torch.Tensor]:
+        """The picture [1, 3, h, w] as large as one of `sides`, the largest that it reaches, and that one."""
+        longer = max(picture.size)
+        start = max((side for side in sides if side <= longer), default=sides[0])
+        h, w = (max(1, round(start * length / longer)) for length in picture.size)
+        x = picture.rgb[None].to(self.device)
+        if picture.size != (h, w):
+            x = F.interpolate(x, (h, w), mode="bicubic", antialias=True, align_corners=False).clamp(-1, 1)
+        return start, x

@@ -1,0 +1,65 @@
+"""Variations of pictures (unCLIP §3.1): z_i is kept, x_T is kept in part or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from typing_extensions import Unpack
+
+from .calls import CallOptions
+from .manipulation import INVERSION_STEPS, Manipulation, Noise, check_choice, check_share, read, seeds_of
+from .reading import Fit, Source
+
+
+class UnCLIPVariationPipeline(Manipulation):
+    """Pictures to variations of them.
+
+    A call takes:
+        image: a picture or P of them: paths, PIL pictures, arrays, tensors; any size, mode and orientation.
+        num_images_per_prompt: variations of each.
+        eta: in [0, 1], how much of x_T is replaced by new noise on the way (of DDIM, 2010.02502, eq. 16): 0 gives the
+            picture again, as well as the decoder can.
+        noise: "inverted" begins at the picture's own x_T; "fresh" at a new one, in as few steps as the decoder needs.
+        prompt: a caption for the decoder besides z_i, or one for each picture; none by default.
+        fit: how a picture is made square: "pad" on white, "crop" the middle, "stretch".
+    and the options that every pipeline takes (`CallOptions`, explained at `UnCLIPTextToImagePipeline`), of which
+    decoder_num_inference_steps is INVERSION_STEPS where x_T is found.
+    """
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        image: Source | Sequence[Source],
+        *,
+        num_images_per_prompt: int = 1,
+        eta: float = 0.7,
+        noise: Noise = "inverted",
+        prompt: str | Sequence[str] | None = None,
+        fit: Fit = "pad",
+        **options: Unpack[CallOptions],
+    ) -> Any:
+        """Make variations; the arguments are explained at the class. Returns an UnCLIPPipelineOutput.
+
+        Raises:
+            UserError: an argument is wrong; said before any network runs.
+        """
+        eta = check_share(eta, "eta")
+        inverted = check_choice(noise, "noise", ("inverted", "fresh")) == "inverted"
+        call = self.check(options, **({"decoder_num_inference_steps": INVERSION_STEPS} if inverted else {}))
+        given = read(image, fit)
+        seeds = seeds_of(call, len(given), num_images_per_prompt)
+        text = self.caption(prompt, len(given), 1, call)
+        z = self.embed(given)
+        each = num_images_per_prompt
+        embeds = z.repeat_interleave(each, dim=0)
+        captions = self.caption(prompt, len(given), each, call)
+        if inverted:
+            x_T = self.noise_of(given, z, text, seeds[::each], call).repeat_interleave(each, dim=0)
+            pictures = self.decode(
+                embeds, captions, None, seeds, call, scheduler=self.ddim_scheduler, noise=x_T, eta=eta
+            )
+        else:
+            pictures = self.decode(embeds, captions, None, seeds, call)
+        return self.finish(embeds, pictures, seeds, call)
