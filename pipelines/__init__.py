@@ -8,12 +8,14 @@ from .calls import UnCLIPPipelineOutput
 from .editing import UnCLIPImg2ImgPipeline, UnCLIPInpaintPipeline
 from .inputs import Settings
 from .interpolation import UnCLIPInterpolationPipeline
+from .latents import Latents
 from .text_diff import UnCLIPTextDiffPipeline
 from .text_to_image import UnCLIPTextToImagePipeline
 from .upscale import UnCLIPUpscalePipeline
 from .variation import UnCLIPVariationPipeline
 
 __all__ = [
+    "Latents",
     "Settings",
     "UnCLIPImg2ImgPipeline",
     "UnCLIPInpaintPipeline",

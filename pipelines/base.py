@@ -343,4 +343,5 @@ class UnCLIPStages(PlainWords, SeveralPriors):
             seeds[part],
             guidance_scale=call.settings.decoder_guidance_scale,
             noise_level=call.settings.noise_level,
+            captions_only=call.captions_only,
         )

@@ -47,6 +47,7 @@ class CallOptions(TypedDict, total=False):
     noise_level: float | None
     upsampler_noise_level: float | None
     prior: str | nn.Module | None
+    captions_only: bool
     plain_words: bool | None
     size: int | None
     height: int | None
@@ -64,6 +65,7 @@ class Call:
 
     settings: Settings
     prior: Any
+    captions_only: bool
     size: int
     generator: torch.Generator | Sequence[torch.Generator] | None
     plain_words: bool | None
@@ -89,6 +91,7 @@ def check_call(pipe: Any, options: CallOptions, defaults: dict[str, Any]) -> Cal
     return Call(
         settings=pipe.settings(**{name: value for name, value in given.items() if name in names}),
         prior=pipe.prior_of(given.get("prior")),
+        captions_only=bool(given.get("captions_only", False)),
         size=choose_size(list(pipe.sizes), *(given.get(side) for side in ("size", "height", "width"))),
         generator=given.get("generator"),
         plain_words=given.get("plain_words"),

@@ -135,7 +135,7 @@ class UnCLIPInpaintPipeline(_Edit):
         *,
         outpaint: float = 0.0,
         num_resamplings: int = 4,
-        image_weight: float = 0.3,
+        image_weight: float = 0.0,
         negative_prompt: str | Sequence[str] | None = None,
         num_images_per_prompt: int = 1,
         fit: Fit = "pad",

@@ -12,13 +12,15 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
 from unclip.clip import TextEncoding
 from unclip.errors import UserError
 
 from .base import UnCLIPStages
-from .calls import Call
+from .calls import Call, CallOptions
 from .inputs import check_generators, prompt_list
+from .latents import Latents
 from .reading import Fit, Picture, Source, read_picture, source_list, square
 from .stages import ImageSeed, image_seeds, repeat
 
@@ -26,6 +28,8 @@ CLIP_SEES_AT = 256  # pixels of the picture that CLIP is shown; it makes it smal
 INVERSION_STEPS = (
     25  # of the decoder, where x_T is found: more of them, a closer round trip (docs/manipulations.md)
 )
+
+CORRECTIONS = 2  # of x_T at each step
 
 Noise = Literal["inverted", "fresh"]
 
@@ -64,10 +68,46 @@ class Manipulation(UnCLIPStages):
         return self.clip.encode_image(given.at(CLIP_SEES_AT).to(self.device))
 
     def noise_of(
-        self, given: Given, embeds: Tensor, text: TextEncoding | None, seeds: list[ImageSeed], call: Call
+        self,
+        given: Given,
+        embeds: Tensor,
+        text: TextEncoding | None,
+        seeds: list[ImageSeed],
+        call: Call,
+        num_corrections: int = CORRECTIONS,
     ) -> Tensor:
         """x_T of pictures [P, 3, S, S] under their own z_i; a seed for each picture."""
-        return self.invert(given.at(self._base_size), embeds, text, seeds, call)
+        pictures = given.at(self._base_size)
+        return self.invert(pictures, embeds, text, seeds, call, corrections=num_corrections)
+
+    @torch.no_grad()
+    def latents(
+        self,
+        image: Source | Sequence[Source],
+        *,
+        prompt: str | Sequence[str] | None = None,
+        num_corrections: int = CORRECTIONS,
+        fit: Fit = "pad",
+        **options: Unpack[CallOptions],
+    ) -> Latents:
+        """The bipartite latent (z_i, x_T) of pictures, which `UnCLIPVariationPipeline` takes in their place.
+
+        Args:
+            prompt: a caption for the decoder besides z_i, or one for each picture.
+            num_corrections: how often x_T is corrected at each step; more of them, a closer round trip.
+            image, fit, options: as of the pipelines.
+
+        Raises:
+            UserError: an argument is wrong; said before any network runs.
+        """
+        check_count(num_corrections, "num_corrections")
+        call = self.check(options, decoder_num_inference_steps=INVERSION_STEPS)
+        given = read(image, fit)
+        seeds = seeds_of(call, len(given), 1)
+        z = self.embed(given)
+        x_T = self.noise_of(given, z, self.caption(prompt, len(given), 1, call), seeds, call, num_corrections)
+        settings = call.settings
+        return Latents(z, x_T, settings.decoder_num_inference_steps, settings.decoder_guidance_scale)
 
     def caption(
         self, prompt: str | Sequence[str] | None, count: int, each: int, call: Call

@@ -109,6 +109,7 @@ def guided_decoder(
     *,
     guidance_scale: float,
     noise_level: float = 0.0,
+    captions_only: bool = False,
 ) -> tuple[Denoiser | Guided, dict[str, Tensor]]:
     """The decoder as a denoiser, and its conditions; the unconditional branch has neither embedding nor caption.
 
@@ -117,6 +118,7 @@ def guided_decoder(
         text: of the captions, B rows; None for none.
         negative: captions of the unconditional branch, B rows; None for none.
         noise_level: in [0, 1], how much noise is mixed into the embeddings first: more of it, more freedom.
+        captions_only: leave the embeddings out of both branches: text to image without a prior (GLIDE, 2112.10741).
     """
     config: Any = decoder.config
     device: Any = decoder.device
@@ -133,7 +135,7 @@ def guided_decoder(
         return {"text_tokens": encoding.tokens, "text_mask": encoding.mask, "drop_text": keep}
 
     noised = decoder.noise_image_embeds(image_embeds.to(device), level, noise)
-    cond = {"image_embeds": noised, "noise_level": level, "drop_image": keep, **caption(text)}
+    cond = {"image_embeds": noised, "noise_level": level, "drop_image": keep | captions_only, **caption(text)}
     return guided(decoder, guidance_scale, {"drop_image": ~keep, **caption(negative)}), cond
 
 

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from unclip.errors import UserError
+
 from .base import UnCLIPStages
 from .calls import CallOptions, UnCLIPPipelineOutput
 from .inputs import Request, Settings, check_request
@@ -32,6 +34,8 @@ class UnCLIPTextToImagePipeline(UnCLIPStages):
         *_num_inference_steps: steps of the prior, the decoder and of each upsampler.
         *_guidance_scale: classifier-free guidance of the prior and the decoder; 1 = none.
         prior: another prior, one of `pipe.prior_names` or a network of `unclip.models.PRIORS`.
+        captions_only: decode captions without image embeddings, and so without a prior, as GLIDE does (2112.10741).
+            The decoder has learned that from one sample in ten.
         num_prior_candidates: embeddings that the prior draws for a picture; the nearest to the caption is
             kept.
         prior_temperature, prior_top_p: of an autoregressive prior: below 1, likelier embeddings.
@@ -65,6 +69,7 @@ class UnCLIPTextToImagePipeline(UnCLIPStages):
         noise_level: float | None = None,
         upsampler_noise_level: float | None = None,
         prior: str | nn.Module | None = None,
+        captions_only: bool = False,
         plain_words: bool | None = None,
         size: int | None = None,
         height: int | None = None,
@@ -90,13 +95,17 @@ class UnCLIPTextToImagePipeline(UnCLIPStages):
             generator=generator,
             embed_dim=self.clip.embed_dim,
         )
+        if captions_only and (prompt is None or image_embeds is not None):
+            raise UserError("captions_only decodes captions alone: give prompt and no image_embeds")
         _warn_of_idle_negative(request, call.settings)
         seeds = image_seeds(generator, request.count, num_images_per_prompt)
         captions, negative = (
             None if texts is None else self.encode(texts, call)
             for texts in (request.prompts, request.negatives)
         )
-        if request.image_embeds is not None:
+        if captions_only:
+            embeds = torch.zeros(len(seeds), self.clip.embed_dim, device=self.device)
+        elif request.image_embeds is not None:
             embeds = request.image_embeds.to(self.device).repeat_interleave(num_images_per_prompt, dim=0)
         else:
             assert captions is not None  # check_request asks for a prompt where there is no embedding

@@ -9,20 +9,34 @@ import torch
 from typing_extensions import Unpack
 
 from .calls import CallOptions
-from .manipulation import INVERSION_STEPS, Manipulation, Noise, check_choice, check_share, read, seeds_of
+from .latents import Latents
+from .manipulation import (
+    CORRECTIONS,
+    INVERSION_STEPS,
+    Manipulation,
+    Noise,
+    check_choice,
+    check_count,
+    check_share,
+    read,
+    seeds_of,
+)
 from .reading import Fit, Source
+from .stages import repeat
 
 
 class UnCLIPVariationPipeline(Manipulation):
     """Pictures to variations of them.
 
     A call takes:
-        image: a picture or P of them: paths, PIL pictures, arrays, tensors; any size, mode and orientation.
+        image: a picture or P of them: paths, PIL pictures, arrays, tensors; any size, mode and orientation. Or their
+            `Latents`, which need not be found again.
         num_images_per_prompt: variations of each.
         eta: in [0, 1], how much of x_T is replaced by new noise on the way (of DDIM, 2010.02502, eq. 16): 0 gives the
             picture again, as well as the decoder can.
         noise: "inverted" begins at the picture's own x_T; "fresh" at a new one, in as few steps as the decoder needs.
         prompt: a caption for the decoder besides z_i, or one for each picture; none by default.
+        num_corrections: how often x_T is corrected at each step while it is found; more, a closer round trip.
         fit: how a picture is made square: "pad" on white, "crop" the middle, "stretch".
     and the options that every pipeline takes (`CallOptions`, explained at `UnCLIPTextToImagePipeline`), of which
     decoder_num_inference_steps is INVERSION_STEPS where x_T is found.
@@ -31,12 +45,13 @@ class UnCLIPVariationPipeline(Manipulation):
     @torch.no_grad()
     def __call__(
         self,
-        image: Source | Sequence[Source],
+        image: Source | Sequence[Source] | Latents,
         *,
         num_images_per_prompt: int = 1,
         eta: float = 0.7,
         noise: Noise = "inverted",
         prompt: str | Sequence[str] | None = None,
+        num_corrections: int = CORRECTIONS,
         fit: Fit = "pad",
         **options: Unpack[CallOptions],
     ) -> Any:
@@ -47,19 +62,25 @@ class UnCLIPVariationPipeline(Manipulation):
         """
         eta = check_share(eta, "eta")
         inverted = check_choice(noise, "noise", ("inverted", "fresh")) == "inverted"
-        call = self.check(options, **({"decoder_num_inference_steps": INVERSION_STEPS} if inverted else {}))
-        given = read(image, fit)
-        seeds = seeds_of(call, len(given), num_images_per_prompt)
-        text = self.caption(prompt, len(given), 1, call)
-        z = self.embed(given)
-        each = num_images_per_prompt
+        check_count(num_corrections, "num_corrections")
+        latents = image if isinstance(image, Latents) else None
+        found = latents.options() if latents else {"decoder_num_inference_steps": INVERSION_STEPS}
+        call = self.check(options, **(found if inverted else {}))
+        given = None if isinstance(image, Latents) else read(image, fit)
+        count, each = len(latents.noise if latents else given or ()), num_images_per_prompt
+        seeds = seeds_of(call, count, each)
+        text = self.caption(prompt, count, 1, call)
+        z = self.embed(given) if given else latents.image_embeds.to(self.device)  # type: ignore[union-attr]
         embeds = z.repeat_interleave(each, dim=0)
-        captions = self.caption(prompt, len(given), each, call)
-        if inverted:
-            x_T = self.noise_of(given, z, text, seeds[::each], call).repeat_interleave(each, dim=0)
-            pictures = self.decode(
-                embeds, captions, None, seeds, call, scheduler=self.ddim_scheduler, noise=x_T, eta=eta
-            )
+        captions = None if text is None else repeat(text, each)
+        if not inverted:
+            return self.finish(embeds, self.decode(embeds, captions, None, seeds, call), seeds, call)
+        if latents:
+            x_T = latents.noise.to(self.device)
         else:
-            pictures = self.decode(embeds, captions, None, seeds, call)
+            x_T = self.noise_of(given, z, text, seeds[::each], call, num_corrections)
+        x_T = x_T.repeat_interleave(each, dim=0)
+        pictures = self.decode(
+            embeds, captions, None, seeds, call, scheduler=self.ddim_scheduler, noise=x_T, eta=eta
+        )
         return self.finish(embeds, pictures, seeds, call)

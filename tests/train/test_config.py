@@ -65,7 +65,7 @@ def test_overrides() -> None:
         ("model=3", r"model: expected dict"),
         ("model.width=wide", r"model\.width: expected int"),
         ("accumulation=3", r"accumulation: expected a divisor of batch_size, got 3"),
-        ("steps=0", r"steps: expected at least 1, got 0"),
+        ("steps=-1", r"steps: expected 0 or more, got -1"),
         ("decay=exp", r"decay: expected none, linear or cosine"),
         ("steps", r"expected key=value, got 'steps'"),
         ("steps=[1", r"cannot read"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,7 +52,7 @@ class CaptionTask(EmbeddedTask):
         """The arguments of the network that follow from the data or the objective."""
         return {"embed_dim": data.embed_dim, "token_dim": data.token_dim}
 
-    def generate(self, model: Any, text: Batch, generators: Sequence[torch.Generator]) -> Tensor:
+    def generate(self, model: Any, text: Batch, generators: list[torch.Generator]) -> Tensor:
         """One image embedding [B, D] for each caption, on its device; generators on the CPU."""
         return model.sample(encoding_of(text), generators)
 

@@ -199,7 +199,9 @@ class EmbeddedTask(Task):
         """Without scenes, which would have to be embedded first, without writing a cache, and with none held out."""
         small = super().to_measure(config)
         there = small.cache is not None and embeddings_file(small.cache).is_file()
-        return replace(small, cache=small.cache if there else None, task={**small.task, "scenes": 0, "held_out": 0})
+        return replace(
+            small, cache=small.cache if there else None, task={**small.task, "scenes": 0, "held_out": 0}
+        )
 
     def describe(self) -> dict[str, Any]:
         """How many pictures and captions there are."""

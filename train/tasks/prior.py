@@ -6,7 +6,7 @@ replaced by the encoding of "" 10 % of the time, for guidance.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,7 +99,7 @@ class PriorTask(CaptionTask):
         made = self.model.denormalize(prediction.detach())
         return losses | {"cosine": F.cosine_similarity(made, z).mean()}
 
-    def generate(self, model: DiffusionPrior, text: Batch, generators: Sequence[torch.Generator]) -> Tensor:
+    def generate(self, model: DiffusionPrior, text: Batch, generators: list[torch.Generator]) -> Tensor:
         """One image embedding [B, D] for each caption, without guidance."""
         scheduler = DDIMScheduler(
             beta_schedule="squaredcos_cap_v2",

@@ -32,7 +32,7 @@ class AutoregressivePriorTask(CaptionTask):
         z = self.data.image_embeds
         pictures, captions = (indices_of(each) for each in self.pairs())
         self.kept = self.model.fit_pca(z[indices_of(self.data.sampling.trained)])
-        self.model.fit_similarity(z[pictures], self.text_embeds[captions])
+        self.model.fit_pairs(z[pictures], self.text_embeds[captions])
 
     @classmethod
     def network(cls) -> Callable[..., AutoregressivePrior]:

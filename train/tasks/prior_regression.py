@@ -1,7 +1,7 @@
 """Regression prior: z_i from a caption in one pass (Kandinsky's linear prior, arXiv 2310.03502; ECLIPSE, 2312.04655).
 
-The linear map is fitted in closed form. What the transformer adds is trained by ECLIPSE's loss: squared error of z_i and
-a contrastive term, for which the prediction has to be nearer to its own caption's z_t than to the batch's other ones.
+The linear map is fitted in closed form. What the transformer adds is trained by ECLIPSE's loss: squared error of z_i,
+and a contrastive term, for which the prediction has to be nearer to its own caption's z_t than to the batch's others.
 """
 
 from __future__ import annotations

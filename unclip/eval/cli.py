@@ -7,17 +7,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from unclip.eval.studies_cli import DATA as _DATA
+from unclip.eval.studies_cli import MODEL as _MODEL
+from unclip.eval.studies_cli import app as studies
+from unclip.eval.studies_cli import check_data as _check_data
+
 if TYPE_CHECKING:
     from unclip.eval.card import Run
 
 app = typer.Typer(help="Measure a model and write its card.", no_args_is_help=True)
+app.add_typer(studies)  # without a name: its commands stand beside those below
 
-_DATA = typer.Option(help="Folder made by `unclip data build emoji`, or one .tar of it.")
 _OUTPUT = typer.Option("--output", "--out", "-o", help="Folder to write into.")
 _SETTING = typer.Option(
     metavar="KEY=VALUE", help="Of a call, e.g. decoder_guidance_scale=3; repeat for more."
 )
-_MODEL = typer.Option(help="Pipeline folder or hub id; the embedded model by default.")
 
 
 @app.command("emoji")
@@ -350,13 +354,6 @@ def _plain(config: Any) -> dict[str, Any]:
 
     plain: Any = OmegaConf.to_container(OmegaConf.create(config.to_yaml()))
     return plain
-
-
-def _check_data(data: Path) -> None:
-    from unclip.errors import UserError
-
-    if not data.exists():
-        raise UserError(f"no data at {data}; build it first: unclip data build emoji --out {data}")
 
 
 def _read_notes(path: Path) -> str:

@@ -12,11 +12,16 @@ Shapes: N pictures, F features.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from statistics import NormalDist
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from unclip.errors import UserError
+from unclip.eval.bootstrap import CONFIDENCE, Estimate
+
+RESAMPLES = 100
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,47 @@ def frechet_distance(a: Gaussian, b: Gaussian) -> float:
     overlap = torch.linalg.svdvals(_square_root(a.covariance) @ _square_root(b.covariance)).sum()
     distance = shift + a.covariance.trace() + b.covariance.trace() - 2 * overlap
     return max(0.0, distance.item())  # rounding may bring equal Gaussians just below zero
+
+
+class FrechetTo:
+    """Distances of small sets to one large set of features [N,F], with intervals.
+
+    Of n samples X about their mean, tr (C_1 C_2)^{1/2} is the sum of the roots of the eigenvalues of X C_2 X^T / (n - 1),
+    which is n x n: a resample costs no decomposition of an F x F matrix.
+    """
+
+    def __init__(self, features: Tensor) -> None:
+        self.all = fit_gaussian(features)
+
+    def estimate(self, features: Tensor, seed: int = 0) -> Estimate:
+        """The distance of features [n,F] with its 95 % interval: 1.96 deviations of the bootstrap to either side.
+
+        Not its quantiles: a resample has fewer different pictures, and fewer pictures are always farther away.
+
+        Raises:
+            UserError: fewer than two samples.
+        """
+        fit_gaussian(features)
+        x = features.double() - self.all.mean
+        inner, spread = x @ x.T, x @ self.all.covariance @ x.T
+        n = len(x)
+        value = self._distance(inner, spread, torch.arange(n))
+        rng = np.random.default_rng(seed)
+        again = [
+            self._distance(inner, spread, torch.from_numpy(rng.integers(n, size=n))) for _ in range(RESAMPLES)
+        ]
+        half = NormalDist().inv_cdf((1 + CONFIDENCE) / 2) * float(np.std(again, ddof=1))
+        return Estimate(value, max(0.0, value - half), value + half, n)
+
+    def _distance(self, inner: Tensor, spread: Tensor, rows: Tensor) -> float:
+        """Of the samples `rows` [n], given all inner products [n,n], plain and by C_2, of what differs from its mean."""
+        n = len(rows)
+        inner, spread = inner[rows][:, rows], spread[rows][:, rows]
+        shift = inner.mean()
+        own = (inner.diagonal().sum() - n * shift) / (n - 1)
+        centred = spread - spread.mean(0) - spread.mean(1, keepdim=True) + spread.mean()
+        overlap = (torch.linalg.eigvalsh(centred).clamp(min=0) / (n - 1)).sqrt().sum()
+        return max(0.0, float(shift + own + self.all.covariance.trace() - 2 * overlap))
 
 
 def _square_root(covariance: Tensor) -> Tensor:

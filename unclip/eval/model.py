@@ -50,6 +50,22 @@ class Model:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Manipulator:
+    """A model's manipulations of pictures as evaluation sees them; pictures are uint8 [N,H,W,3].
+
+    Attributes:
+        vary: N pictures and N seeds -> N variations; takes eta, noise and steps as the pipeline does.
+        diff: N pictures, source prompts, target prompts and seeds -> N pictures; takes theta, via and noise.
+        fingerprint: of all weights. settings: of every call.
+    """
+
+    vary: Callable[..., Sequence[Image.Image]]
+    diff: Callable[..., Sequence[Image.Image]]
+    fingerprint: str
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Drawing:
     """Which pictures are drawn; the same number and seed give the same prompts in every evaluation.
 

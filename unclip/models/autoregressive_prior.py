@@ -22,6 +22,10 @@ from torch import Tensor, nn
 from unclip.errors import UserError
 from unclip.models.caption_prior import CaptionPrior, CausalBlock, Encoded, PrefixCache
 from unclip.models.codes import CodedEmbeddings
+from unclip.models.layers import ScalarEmbedding
+from unclip.models.ridge import ridge_map
+
+EXPECTED_SCALE = 10.0  # of standard deviations, so that their features tell buckets apart
 
 
 class AutoregressivePrior(CaptionPrior, CodedEmbeddings, ModelMixin, ConfigMixin):
@@ -29,9 +33,14 @@ class AutoregressivePrior(CaptionPrior, CodedEmbeddings, ModelMixin, ConfigMixin
 
     All components share their embedding of codes and their output layer, since a bucket is as many standard deviations
     wide in each of them; positions tell them apart, and each has a bias [V] of its own for how its codes are spread.
+
+    Beside the paper's, a token knows what a linear map of z_t expects of the code that it predicts. To read each of K
+    numbers out of z_t is hard for layers that all positions share; fitted in closed form, it is there from the start.
     """
 
     similarity_edges: Tensor  # [similarity_buckets - 1]
+    expected_weight: Tensor  # [K, D]
+    expected_bias: Tensor  # [K]
 
     @register_to_config
     def __init__(
@@ -50,14 +59,17 @@ class AutoregressivePrior(CaptionPrior, CodedEmbeddings, ModelMixin, ConfigMixin
         super().__init__()
         if similarity_buckets < 2 or similarity_buckets % 2:
             raise UserError(
-                f"similarity_buckets: expected an even number, of which sampling takes the upper half, "
+                "similarity_buckets: expected an even number, of which sampling takes the upper half, "
                 f"got {similarity_buckets}"
             )
         self.register_codes(embed_dim, components, buckets)
-        self.register_buffer("similarity_edges", torch.linspace(-1, 1, similarity_buckets + 1)[1:-1])
+        self.register_buffer("similarity_edges", torch.linspace(-1, 1, similarity_buckets + 1)[1:-1].clone())
+        self.register_buffer("expected_weight", torch.zeros(components, embed_dim))
+        self.register_buffer("expected_bias", torch.zeros(components))
         self.register_caption_input(embed_dim, token_dim, width, max_tokens)
         self.similarity_in = nn.Embedding(similarity_buckets, width)
         self.code_in = nn.Embedding(buckets, width)
+        self.expected_in = ScalarEmbedding(width, EXPECTED_SCALE)
         self.code_positions = nn.Parameter(torch.empty(components, width))
         self.register_blocks(width, layers, heads, dropout)
         self.out = nn.Linear(width, buckets)
@@ -65,11 +77,15 @@ class AutoregressivePrior(CaptionPrior, CodedEmbeddings, ModelMixin, ConfigMixin
         self.initialize(self.similarity_in.weight, self.code_in.weight, self.code_positions)
 
     @torch.no_grad()
-    def fit_similarity(self, z: Tensor, z_t: Tensor) -> None:
-        """Store the quantiles of z_i · z_t over pairs z, z_t [N, D]: between them lie the buckets of the similarity.
+    def fit_pairs(self, z: Tensor, z_t: Tensor) -> None:
+        """Fit, once `fit_pca` has been, what relates z_i to z_t over pairs z, z_t [N, D].
 
-        So each bucket holds the same share of the pairs.
+        That is the linear map of z_t to the coordinates of z_i, and the quantiles of z_i · z_t: between them lie the
+        buckets of the similarity, each of which holds the same share of the pairs.
         """
+        weight, bias = ridge_map(z_t, self.coordinates(z))
+        self.expected_weight.copy_(weight)
+        self.expected_bias.copy_(bias)
         similarity = (z.float() * z_t.float()).sum(-1)
         count = len(self.similarity_edges) + 1
         self.similarity_edges.copy_(similarity.quantile(torch.arange(1, count) / count))
@@ -78,6 +94,12 @@ class AutoregressivePrior(CaptionPrior, CodedEmbeddings, ModelMixin, ConfigMixin
         """The bucket of z_i · z_t, int64 [B]; z and z_t [B, D] of unit norm."""
         similarity = (z.float() * z_t.float()).sum(-1)
         return torch.bucketize(similarity, self.similarity_edges.float())
+
+    def prefix(self, text_tokens: Tensor, text_mask: Tensor, text_embeds: Tensor) -> PrefixCache:
+        """As of `CaptionPrior`, and `places` [B, K, W]: the codes' positions, and what z_t lets expect of each."""
+        cache = super().prefix(text_tokens, text_mask, text_embeds)
+        expected = F.linear(text_embeds.float(), self.expected_weight.float(), self.expected_bias.float())
+        return PrefixCache({**cache, "places": self.code_positions + self.expected_in(expected)})
 
     def forward(self, codes: Tensor, similarity: Tensor, **text: Tensor) -> Tensor:
         """Logits of every code given the caption, the similarity and the codes before it (teacher forcing).
@@ -98,7 +120,7 @@ class AutoregressivePrior(CaptionPrior, CodedEmbeddings, ModelMixin, ConfigMixin
             )
         prefix = self._prefix_for(len(codes), text)
         tokens = torch.cat([self.similarity_in(similarity)[:, None], self.code_in(codes[:, :-1])], dim=1)
-        h = self._behind(tokens + self.code_positions, prefix)
+        h = self._behind(tokens + prefix["places"], prefix)
         return self.out(self.norm_out(h)) + self.code_bias
 
     @torch.no_grad()
@@ -113,8 +135,8 @@ class AutoregressivePrior(CaptionPrior, CodedEmbeddings, ModelMixin, ConfigMixin
     ) -> Tensor:
         """Draw image embeddings for captions, [B, D] of unit norm, float32.
 
-        The similarity is drawn from the top half of its distribution (unCLIP §2.2): its buckets hold equal shares of the
-        training pairs, so that is each bucket of the upper half with the same probability.
+        The similarity is drawn from the top half of its distribution (unCLIP §2.2). Its buckets hold equal shares of
+        the training pairs, so that is each bucket of the upper half with the same probability.
 
         Args:
             text: P captions. generators: of B rows, on the CPU, those of the first caption first; B is a multiple of P.
@@ -127,13 +149,13 @@ class AutoregressivePrior(CaptionPrior, CodedEmbeddings, ModelMixin, ConfigMixin
         """
         if temperature < 0 or not 0 < top_p <= 1:
             raise UserError(
-                f"expected a temperature of at least 0 and top_p above 0 and at most 1, got {temperature:g} and {top_p:g}"
+                "expected a temperature of at least 0, and top_p above 0 and at most 1, "
+                f"got {temperature:g} and {top_p:g}"
             )
         K, S = len(self.code_positions), len(self.similarity_edges) + 1
         # All chance of a row, before any arithmetic that depends on who else is in the batch.
-        chances = torch.stack([torch.rand(K + 1, generator=each) for each in generators]).to(
-            self.scale.device
-        )
+        drawn = [torch.rand(K + 1, generator=each) for each in generators]
+        chances = torch.stack(drawn).to(self.scale.device)
         stream = CodeStream(self, self.read(text).for_rows(len(generators)))
         token = self.similarity_in(S // 2 + (chances[:, 0] * (S // 2)).long())
         codes = []
@@ -151,17 +173,18 @@ class CodeStream:
 
     def __init__(self, prior: AutoregressivePrior, prefix: PrefixCache) -> None:
         self.prior, self.seen, self.drawn = prior, prefix["prefix_keys"].shape[3], 0
-        K = len(prior.code_positions)
+        self.places = prefix["places"]
+        K = self.places.shape[1]
         pasts = zip(prefix["prefix_keys"].unbind(1), prefix["prefix_values"].unbind(1), strict=True)
         self.pasts = [(F.pad(k, (0, 0, 0, K)), F.pad(v, (0, 0, 0, K))) for k, v in pasts]  # [B, H, L+1+K, d]
         real = prefix["text_mask"]
         self.mask = F.pad(real, (0, self.seen + K - real.shape[1]), value=True)[:, None, None]
 
     def advance(self, token: Tensor) -> Tensor:
-        """Take in the next token [B, W], the similarity's or a code's -> logits of the code behind it, [B, V] float32."""
+        """Take in the next token [B, W], the similarity's or a code's -> logits of the next code, [B, V] float32."""
         prior, at = self.prior, self.seen
         self.seen += 1
-        h = (token + prior.code_positions[self.drawn])[:, None]
+        h = (token + self.places[:, self.drawn])[:, None]
         for block, (keys, values) in zip(cast("list[CausalBlock]", prior.blocks), self.pasts, strict=True):
             q, keys[:, :, at : at + 1], values[:, :, at : at + 1] = block.heads_of(h)
             h = block.advance(h, self.mask[..., : at + 1], q, keys[:, :, : at + 1], values[:, :, : at + 1])
@@ -182,7 +205,6 @@ def draw(logits: Tensor, chances: Tensor, temperature: float, top_p: float) -> T
     before = ordered.cumsum(dim=1) - ordered  # the likeliest has nothing before it, so it always stays
     p = p.masked_fill((before >= top_p).gather(1, order.argsort(dim=1)), 0)
     cumulative = p.cumsum(dim=1)
-    targets = (1 - chances[:, None]) * cumulative[
-        :, -1:
-    ]  # above 0, so that no bucket without probability is hit
+    # Above 0 and at most the whole, so that no bucket without probability is hit.
+    targets = (1 - chances[:, None]) * cumulative[:, -1:]
     return torch.searchsorted(cumulative, targets)[:, 0]

@@ -1,8 +1,8 @@
 """What every prior shares: a caption read by causal transformer blocks, once, and tokens that follow it.
 
-unCLIP's priors (§2.2) are decoder-only transformers whose sequence begins with [text tokens, z_t]. What follows differs:
-a noised z_i, the codes of z_i one after another, or a query alone. Nothing in front sees what follows, so the keys and
-values of the caption are the same for every step and for every candidate: `prefix` computes them once.
+unCLIP's priors (§2.2) are causal transformers over [text tokens, z_t, …]. What follows differs: a noised z_i, the
+codes of z_i one after another, or a query alone. Nothing in front sees what follows, so the keys and values of the
+caption are the same for every step and every candidate: `prefix` computes them once.
 
 Legend of shapes: B batch, L text tokens, D embedding size, C token-state size, W width, H heads, d = W / H,
 N layers, T new tokens, S = tokens seen (prefix and new).

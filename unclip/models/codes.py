@@ -57,15 +57,18 @@ class CodedEmbeddings(nn.Module):
         self.scale.copy_(variances[:K].sqrt().clamp(min=1e-6))
         return float(variances[:K].sum() / variances.sum())
 
+    def coordinates(self, z: Tensor) -> Tensor:
+        """Embeddings [B, D] along the axes, in standard deviations: [B, K] float32."""
+        return (z.float() - self.embed_mean.float()) @ self.axes.float().T / self.scale.float()
+
     def encode(self, z: Tensor) -> Tensor:
         """Embeddings [B, D] -> codes [B, K] int64 in 0 … buckets - 1.
 
-        Buckets are of equal width and cover `REACH` standard deviations to either side; what lies further out falls into
-        the last one. Decoding errs by at most half a bucket, `REACH` / `buckets` standard deviations, and in the mean
-        square by a third of that squared (Bennett's w²/12), which for 64 buckets is 0.13 % of the variance.
+        Buckets are of equal width w and cover `REACH` standard deviations to either side; what lies further out falls
+        into the last one. Within them the middle of a bucket errs by at most w/2 = `REACH` / `buckets` standard
+        deviations, in the mean square by w²/12: with 64 buckets 0.1 % of the variance.
         """
-        coordinates = (z.float() - self.embed_mean.float()) @ self.axes.float().T / self.scale.float()
-        codes = ((coordinates + REACH) * (self.buckets / (2 * REACH))).floor()
+        codes = ((self.coordinates(z) + REACH) * (self.buckets / (2 * REACH))).floor()
         return codes.clamp(0, self.buckets - 1).long()
 
     def decode(self, codes: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ ECLIPSE trains a small transformer by squared error and a contrastive loss (Pate
 the second corrects the first: z_i = W z_t + b + what a query behind [text tokens, z_t] adds. Without layers it is the
 linear prior alone.
 
-Legend of shapes: B batch, N pairs of embeddings to fit to, L text tokens, D embedding size, C token-state size, W width.
+Legend of shapes: B batch, N pairs to fit to, L text tokens, D embedding size, C token-state size, W width.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from unclip.errors import UserError
 from unclip.models.caption_prior import CaptionPrior, Encoded, PrefixCache
 from unclip.models.layers import ScaledEmbeddings, zero_
+from unclip.models.ridge import RIDGE, ridge_map
 
 
 class RegressionPrior(CaptionPrior, ScaledEmbeddings, ModelMixin, ConfigMixin):
@@ -65,28 +66,18 @@ class RegressionPrior(CaptionPrior, ScaledEmbeddings, ModelMixin, ConfigMixin):
         return prior.eval()
 
     @torch.no_grad()
-    def fit_linear(self, z_t: Tensor, z_i: Tensor, ridge: float = 1e-3) -> None:
+    def fit_linear(self, z_t: Tensor, z_i: Tensor, ridge: float = RIDGE) -> None:
         """Set the linear map to the ridge regression of z_i on z_t, in closed form.
 
-        With centred rows X of z_t and Y of z_i the map is W = (X'X/N + ridge · tr(X'X/N)/D · I)⁻¹ X'Y/N, so `ridge` is
-        relative to the mean variance of an entry of z_t. Sums are in double precision.
-
-        Args: z_t, z_i: [N, D], the embedding of a caption and of its picture. ridge: 0 for plain least squares.
-        Raises: UserError if the shapes differ or `ridge` is negative.
+        Args: z_t, z_i: [N, D], the embedding of a caption and of its picture. ridge: as of `ridge_map`.
+        Raises: UserError if they are of another size, or as `ridge_map` does.
         """
         D = len(self.bias)
-        if z_t.shape != z_i.shape or z_t.ndim != 2 or z_t.shape[1] != D or len(z_t) == 0 or ridge < 0:
-            raise UserError(
-                f"expected z_t and z_i [N, {D}] and a ridge of at least 0, got {tuple(z_t.shape)}, "
-                f"{tuple(z_i.shape)} and {ridge:g}: give one caption's embedding for each picture's"
-            )
-        x_mean, y_mean = z_t.mean(0, dtype=torch.float64), z_i.mean(0, dtype=torch.float64)
-        X, Y = z_t.double() - x_mean, z_i.double() - y_mean
-        covariance = X.T @ X / len(X)
-        penalty = ridge * covariance.diagonal().mean() * torch.eye(D, dtype=X.dtype, device=X.device)
-        weight = torch.linalg.lstsq(covariance + penalty, X.T @ Y / len(X), driver="gelsd").solution.T
+        if z_t.shape[-1] != D or z_i.shape[-1] != D:
+            raise UserError(f"expected z_t and z_i [N, {D}], got {tuple(z_t.shape)} and {tuple(z_i.shape)}")
+        weight, bias = ridge_map(z_t, z_i, ridge)
         self.weight.copy_(weight)
-        self.bias.copy_(y_mean - weight @ x_mean)
+        self.bias.copy_(bias)
 
     def prefix(self, text_tokens: Tensor, text_mask: Tensor, text_embeds: Tensor) -> PrefixCache:
         """As of `CaptionPrior`, and `text_embeds` [B, D], which the linear map takes."""

@@ -1,0 +1,357 @@
+"""`unclip vary`, `blend`, `diff`, `edit`, `upscale`, `invert` and `describe`: what is done with pictures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from unclip.cli.options import (
+    AsJson,
+    Device,
+    Dtype,
+    Model,
+    Number,
+    Progress,
+    Text,
+    Whole,
+    load_pipeline,
+    tell_understood,
+)
+from unclip.cli.shared import Shared, with_shared
+from unclip.errors import UserError
+
+LATENT = ".safetensors"  # how the names of files of `unclip invert` end
+
+Images = Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Picture files of any size and kind.")]
+OneImage = Annotated[str, typer.Argument(metavar="IMAGE", help="A picture file of any size and kind.")]
+NoiseOption = Annotated[
+    str,
+    typer.Option(
+        help="inverted: from the picture's own x_T, found by DDIM inversion. fresh: from a new one."
+    ),
+]
+
+
+@with_shared
+def vary(
+    images: Images,
+    num_images: Annotated[int, typer.Option("--num-images", "-n", min=1, help="For each picture.")] = 4,
+    eta: Annotated[float, typer.Option(help="0 to 1: 0 is the picture again, 1 leaves least of x_T.")] = 0.7,
+    noise: NoiseOption = "inverted",
+    prompt: Annotated[Text, typer.Option(help="A caption for the decoder besides the picture.")] = None,
+    *,
+    shared: Shared,
+) -> None:
+    """Make variations of pictures: what CLIP sees in them stays. A latent of `unclip invert` will do, too."""
+    check_pictures(images)
+    pipe = shared.pipeline("UnCLIPVariationPipeline")
+    first = shared.first_seed()
+    for image in images:
+        seeds = [first + k for k in range(num_images)]
+        made = pipe(
+            read_latents(image),
+            num_images_per_prompt=num_images,
+            eta=eta,
+            noise=noise,
+            prompt=prompt,
+            fit=shared.fit,
+            generator=generators(seeds),
+            **shared.options(),
+        )
+        name = f"{Path(image).stem} vary"
+        facts = {"operation": "vary", "image": Path(image).name, "eta": eta, "noise": noise, "prompt": prompt}
+        shared.deliver(made.images, [name] * num_images, seeds, facts, columns=num_images)
+
+
+@with_shared
+def blend(
+    inputs: Annotated[
+        list[str], typer.Argument(metavar="IMAGE|prompt:TEXT...", help="Two or more pictures and prompts.")
+    ],
+    weights: Annotated[Text, typer.Option(help="Of each input, e.g. 1,1,2: one picture of all.")] = None,
+    frames: Annotated[Whole, typer.Option(help="Pictures on the way through all; by default 9.")] = None,
+    noise: Annotated[str, typer.Option(help="x_T: slerp between the inputs', fixed, or fresh.")] = "slerp",
+    gif: Annotated[
+        bool, typer.Option("--gif", help="Write the frames as a GIF, there and back, too.")
+    ] = False,
+    *,
+    shared: Shared,
+) -> None:
+    """Blend pictures and prompts: frames on the way from one to the next as a strip, or one weighted mean."""
+    check_pictures([each for each in inputs if not each.startswith("prompt:")])
+    shares = None if weights is None else numbers(weights, "--weights")
+    count = 9 if frames is None and shares is None else frames
+    pipe = shared.pipeline("UnCLIPInterpolationPipeline")
+    tell_understood(
+        pipe, [each.removeprefix("prompt:") for each in inputs if each.startswith("prompt:")], None
+    )
+    seed = shared.first_seed()
+    made = pipe(
+        inputs,
+        weights=shares,
+        num_frames=count,
+        noise=noise,
+        fit=shared.fit,
+        generator=generators([seed])[0],
+        **shared.options(),
+    )
+    images = made.images
+    names = [each if each.startswith("prompt:") else Path(each).name for each in inputs]
+    stem = " ".join(Path(each).stem if not each.startswith("prompt:") else each[7:] for each in inputs)
+    facts = {"operation": "blend", "inputs": names, "weights": shares, "frames": count, "noise": noise}
+    labels = [f"{k + 1}/{len(images)}" for k in range(len(images))]
+    shared.deliver(
+        images,
+        [f"{stem} blend"] * len(images)
+        if len(images) == 1
+        else [f"{stem} blend {k}" for k in range(len(images))],
+        [seed] * len(images),
+        facts,
+        captions=labels,
+        columns=len(images),
+        sheet=len(images) > 1,
+    )
+    if gif:
+        typer.echo(save_gif(images, shared.output, f"{stem} blend", seed), err=shared.as_json)
+
+
+@with_shared
+def diff(
+    images: Images,
+    source: Annotated[
+        list[str],
+        typer.Option("--from", help="What the picture shows, or a dummy; repeat for several diffs."),
+    ],
+    target: Annotated[list[str], typer.Option("--to", help="What it is to become; as many as --from.")],
+    theta: Annotated[float, typer.Option(help="0 to 0.5, how far the last frame goes.")] = 0.35,
+    frames: Annotated[int, typer.Option(min=1, help="Pictures from 0 to theta; 1: the last alone.")] = 7,
+    via: Annotated[
+        str,
+        typer.Option(
+            help="Take the difference of what the prior makes of the texts (prior) or theirs (text)."
+        ),
+    ] = "prior",
+    noise: NoiseOption = "inverted",
+    gif: Annotated[
+        bool, typer.Option("--gif", help="Write the frames as a GIF, there and back, too.")
+    ] = False,
+    *,
+    shared: Shared,
+) -> None:
+    """Change pictures as one text changes into another: --from "an apple, flat" --to "an apple, 3D"."""
+    check_pictures(images)
+    pipe = shared.pipeline("UnCLIPTextDiffPipeline")
+    tell_understood(pipe, [*source, *target], None)
+    seed = shared.first_seed()
+    for image in images:
+        made = pipe(
+            image,
+            source,
+            target,
+            theta=theta,
+            num_frames=frames,
+            via=via,
+            noise=noise,
+            fit=shared.fit,
+            generator=generators([seed])[0],
+            **shared.options(),
+        )
+        facts = {"operation": "diff", "image": Path(image).name, "from": source, "to": target}
+        facts |= {"theta": theta, "frames": frames, "via": via, "noise": noise}
+        stem = f"{Path(image).stem} diff {target[0]}"
+        angles = [theta * k / max(1, frames - 1) for k in range(frames)] if frames > 1 else [theta]
+        names = [f"{stem} {k}" if frames > 1 else stem for k in range(frames)]
+        shared.deliver(
+            made.images,
+            names,
+            [seed] * frames,
+            facts,
+            captions=[f"theta {angle:.2f}" for angle in angles],
+            columns=frames,
+            sheet=frames > 1,
+        )
+        if gif:
+            typer.echo(save_gif(made.images, shared.output, stem, seed), err=shared.as_json)
+
+
+@with_shared
+def edit(
+    image: OneImage,
+    prompt: Annotated[str, typer.Argument(help="What the whole picture is to show.")],
+    mask: Annotated[
+        Text, typer.Option(help="Picture of the same size, white where IMAGE is to be made anew.")
+    ] = None,
+    outpaint: Annotated[
+        float, typer.Option(help="0 to 1: make IMAGE smaller by this share and go on around it.")
+    ] = 0.0,
+    strength: Annotated[
+        Number, typer.Option(help="Change all of IMAGE instead, 0 to 1: how little of it stays.")
+    ] = None,
+    image_weight: Annotated[float, typer.Option(help="0 to 1: how much CLIP's view of IMAGE counts.")] = 0.0,
+    resamplings: Annotated[
+        int, typer.Option(min=1, help="More: the filling fits its surroundings better.")
+    ] = 4,
+    negative_prompt: Annotated[Text, typer.Option(help="What to move away from.")] = None,
+    num_images: Annotated[int, typer.Option("--num-images", "-n", min=1, help="Results to make.")] = 1,
+    *,
+    shared: Shared,
+) -> None:
+    """Fill the part of a picture that a mask (or its transparency) marks, or change all of it with --strength."""
+    if strength is not None and (mask is not None or outpaint):
+        raise UserError(
+            "--strength changes the whole picture: leave out --mask and --outpaint, or leave it out"
+        )
+    pipe = shared.pipeline("UnCLIPInpaintPipeline" if strength is None else "UnCLIPImg2ImgPipeline")
+    tell_understood(pipe, [prompt, negative_prompt or ""], None)
+    first = shared.first_seed()
+    seeds = [first + k for k in range(num_images)]
+    own: dict[str, Any] = (
+        {"mask_image": mask, "outpaint": outpaint, "num_resamplings": resamplings}
+        if strength is None
+        else {"strength": strength}
+    )
+    own |= {"image_weight": image_weight, "negative_prompt": negative_prompt}
+    made = pipe(
+        prompt,
+        image,
+        num_images_per_prompt=num_images,
+        fit=shared.fit,
+        generator=generators(seeds),
+        **own,
+        **shared.options(),
+    )
+    facts = {"operation": "edit", "image": Path(image).name, "prompt": prompt, **own}
+    facts["mask_image"] = Path(mask).name if mask else None
+    shared.deliver(made.images, [f"{Path(image).stem} edit {prompt}"] * num_images, seeds, facts)
+
+
+@with_shared
+def upscale(images: Images, *, shared: Shared) -> None:
+    """Enlarge pictures of any shape to --size 256 or 1024 pixels (of the longer side; by default the largest)."""
+    check_pictures(images)
+    pipe = shared.pipeline("UnCLIPUpscalePipeline")
+    seed = shared.first_seed()
+    for image in images:
+        made = pipe(image, size=shared.size, generator=generators([seed])[0])
+        facts = {"operation": "upscale", "image": Path(image).name}
+        shared.deliver(made, [f"{Path(image).stem} upscale"], [seed], facts)
+
+
+def invert(
+    images: Images,
+    output: Annotated[Path, typer.Option("--output", "-o", help="File to write, .safetensors.")] = Path(
+        "latent.safetensors"
+    ),
+    steps: Annotated[Whole, typer.Option(help="Steps of the decoder; by default 25.")] = None,
+    corrections: Annotated[
+        int, typer.Option(min=1, help="Of x_T at each step: more, a closer round trip.")
+    ] = 2,
+    guidance_scale: Annotated[Number, typer.Option(min=0, help="Of the decoder; 1 = none.")] = None,
+    fit: Annotated[str, typer.Option(help="How a picture is made square: pad, crop or stretch.")] = "pad",
+    as_json: AsJson = False,
+    model: Model = None,
+    device: Device = None,
+    dtype: Dtype = "float32",
+    progress: Progress = True,
+) -> None:
+    """Write the bipartite latent (z_i, x_T) of pictures, which `vary` and `generate --image-embeds` take."""
+    from unclip.files import check_writable
+    from unclip.pipelines import UnCLIPVariationPipeline
+
+    check_pictures(images)
+    check_writable(output.absolute().parent)
+    pipe = UnCLIPVariationPipeline.from_pipe(load_pipeline(model, device, dtype, progress))
+    found = pipe.latents(
+        images,
+        num_corrections=corrections,
+        fit=fit,  # type: ignore[arg-type]
+        decoder_num_inference_steps=steps,
+        decoder_guidance_scale=guidance_scale,
+    )
+    found.save(output)
+    facts = {
+        "path": str(output),
+        "image_embeds": list(found.image_embeds.shape),
+        "noise": list(found.noise.shape),
+    }
+    typer.echo(json.dumps({**facts, **found.options()}) if as_json else str(output))
+
+
+def describe(
+    images: Images,
+    top: Annotated[int, typer.Option(min=1, help="Captions and words to show.")] = 5,
+    captions: Annotated[
+        Path | None, typer.Option(help="A file of own captions to choose from, one a line.")
+    ] = None,
+    as_json: AsJson = False,
+    model: Model = None,
+    device: Device = None,
+) -> None:
+    """Say what CLIP sees in pictures: the nearest captions and words, with their cosines."""
+    from unclip.pipelines.describe import Candidates
+    from unclip.pipelines.describe import describe as look
+    from unclip.pipelines.manipulation import CLIP_SEES_AT
+    from unclip.pipelines.reading import read_pictures
+
+    seen = read_pictures(images, CLIP_SEES_AT).rgb
+    pipe = load_pipeline(model, device, "float32", False)
+    if captions is None and pipe.lexicon is None:
+        raise UserError("this model has no lexicon to take captions from: give --captions FILE")
+    candidates = Candidates.read(captions) if captions else Candidates.of_lexicon(pipe.lexicon)  # type: ignore[arg-type]
+    found = look(pipe.clip, pipe.clip.encode_image(seen.to(pipe.device)), candidates, top)
+    if as_json:
+        typer.echo(json.dumps([{"image": i, **vars(each)} for i, each in zip(images, found, strict=True)]))
+        return
+    for image, each in zip(images, found, strict=True):
+        typer.echo(image)
+        for caption, score in each.captions:
+            typer.echo(f"  {score:.3f}  {caption}")
+        typer.echo("  words  " + ", ".join(f"{word} {score:.2f}" for word, score in each.words))
+
+
+def generators(seeds: list[int]) -> list[Any]:
+    """One for each seed."""
+    import torch
+
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+def numbers(text: str, option: str) -> list[float]:
+    """`1,2.5` as numbers."""
+    try:
+        return [float(each) for each in text.split(",")]
+    except ValueError as error:
+        raise UserError(f"{option} takes numbers with commas between them, got {text!r}") from error
+
+
+def check_pictures(images: list[str]) -> None:
+    """Read them all once, before anything slow: one that is missing or damaged costs no work on the others."""
+    from unclip.pipelines.reading import read_picture
+
+    for image in images:
+        if not image.endswith(LATENT):
+            read_picture(image)
+
+
+def read_latents(image: str) -> Any:
+    """A picture's path as it is, or what a latent's file holds."""
+    if not image.endswith(LATENT):
+        return image
+    from unclip.pipelines import Latents
+
+    return Latents.load(image)
+
+
+def save_gif(images: list[Any], folder: Path, name: str, seed: int) -> Path:
+    """Frames there and back, a fifth of a second each."""
+    from unclip.files import atomic_path
+    from unclip.pipelines.pictures import slug
+
+    path = folder / f"{slug(name)}-seed{seed}.gif"
+    loop = [*images, *images[-2:0:-1]]
+    with atomic_path(path) as temporary:
+        loop[0].save(temporary, format="GIF", save_all=True, append_images=loop[1:], duration=200, loop=0)
+    return path
