@@ -16,11 +16,12 @@ from unclip.data.images import CaptionedImages
 from unclip.data.words import Lexicon
 from unclip.errors import UserError
 from unclip.files import atomic_dir
-from unclip.models import PRIORS, Decoder, DiffusionPrior, Upsampler, warn_of_another_clip
+from unclip.models import PRIORS, Decoder, Upsampler, warn_of_another_clip
 from unclip.models.saved import load_network
 
 from .inputs import Settings
 from .loading import INDEX
+from .priors import DIFFUSION, FOLDER, NONE
 from .text_to_image import UnCLIPTextToImagePipeline
 
 
@@ -37,6 +38,7 @@ def assemble(
     lexicon: str | Path | None = None,
     word_pieces: int | None = None,
     data: str | Path | None = None,
+    priors: Mapping[str, str | Path] | None = None,
 ) -> Path:
     """Put trained networks together and save them as a pipeline folder.
 
@@ -47,6 +49,7 @@ def assemble(
         dtype: of the matrices on disk. Vectors (norms, biases, statistics) stay in float32: they cost nothing.
         defaults: settings of a call to save with the model, e.g. {"decoder_num_inference_steps": 20}.
         lexicon: file of `unclip data lexicon`, by which the model understands plain words.
+        priors: further priors by the names that calls may ask for them by; each lies in the model's folder `priors`.
         word_pieces: keep only so many of CLIP's commonest, and those in the captions of `data`, for a smaller model.
 
     Returns: `out`, ready for `UnCLIPTextToImagePipeline.from_pretrained`.
@@ -68,10 +71,14 @@ def assemble(
         "upsampler_256": None if upsampler_256 is None else load_network(Upsampler, upsampler_256),
         "upsampler_1024": None if upsampler_1024 is None else load_network(Upsampler, upsampler_1024),
     }
-    _check_fit(parts["clip"], parts["prior"], parts["decoder"])
+    others = {name: load_network(PRIORS, path) for name, path in (priors or {}).items()}
+    if reserved := {DIFFUSION, NONE} & others.keys():
+        raise UserError(f"a further prior cannot be called {reserved.pop()}: that name has a meaning already")
+    fitting = {"prior": parts["prior"], "decoder": parts["decoder"]}
+    _check_fit(parts["clip"], fitting | {f"prior {name}": prior for name, prior in others.items()})
     if word_pieces is not None and data is not None:
         parts["clip"] = keep_frequent_pieces(parts["clip"], word_pieces, captions_of(data))
-    networks = list(filter(None, parts.values()))
+    networks = [*filter(None, parts.values()), *others.values()]
     for name, network in list(parts.items()):
         if name != "clip":
             parts[f"{name}_scheduler"] = None if network is None else default_scheduler(network)
@@ -83,6 +90,8 @@ def assemble(
         round_matrices(network, dtype)
     with atomic_dir(folder) as temporary:
         pipe.save_pretrained(temporary)
+        for name, prior in others.items():
+            prior.save_pretrained(temporary / FOLDER / name)
     return folder
 
 
@@ -118,9 +127,8 @@ def _check_output(folder: Path) -> None:
         raise UserError(f"{folder} holds something that is no pipeline: choose another output folder")
 
 
-def _check_fit(clip: FrozenCLIP, prior: DiffusionPrior, decoder: Decoder) -> None:
+def _check_fit(clip: FrozenCLIP, networks: Mapping[str, Any]) -> None:
     """Raise UserError where sizes differ, and warn where the networks seem to be trained on another CLIP."""
-    networks: dict[str, Any] = {"prior": prior, "decoder": decoder}
     for name, network in networks.items():
         for what, own in (("embed_dim", clip.embed_dim), ("token_dim", clip.token_dim)):
             if network.config[what] != own:
@@ -128,4 +136,5 @@ def _check_fit(clip: FrozenCLIP, prior: DiffusionPrior, decoder: Decoder) -> Non
                     f"the {name} was trained on another CLIP: its {what} is {network.config[what]}, CLIP's "
                     f"is {own}; train the {name} on embeddings of this CLIP"
                 )
-        warn_of_another_clip(f"the {name}", network.embed_mean, clip.embed_mean)
+        if hasattr(network, "embed_mean"):
+            warn_of_another_clip(f"the {name}", network.embed_mean, clip.embed_mean)

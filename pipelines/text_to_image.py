@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from typing_extensions import Unpack
 
 from unclip.errors import UserError
 
@@ -58,52 +59,31 @@ class UnCLIPTextToImagePipeline(UnCLIPStages):
         negative_prompt: str | Sequence[str] | None = None,
         num_images_per_prompt: int = 1,
         image_embeds: Tensor | None = None,
-        prior_num_inference_steps: int | None = None,
-        decoder_num_inference_steps: int | None = None,
-        upsampler_num_inference_steps: int | None = None,
-        prior_guidance_scale: float | None = None,
-        decoder_guidance_scale: float | None = None,
-        num_prior_candidates: int | None = None,
-        prior_temperature: float | None = None,
-        prior_top_p: float | None = None,
-        noise_level: float | None = None,
-        upsampler_noise_level: float | None = None,
-        prior: str | nn.Module | None = None,
-        captions_only: bool = False,
-        plain_words: bool | None = None,
-        size: int | None = None,
-        height: int | None = None,
-        width: int | None = None,
-        generator: torch.Generator | Sequence[torch.Generator] | None = None,
-        output_type: str = "pil",
-        return_dict: bool = True,
-        callback_on_step_end: Callable[..., dict[str, Tensor] | None] | None = None,
-        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        **options: Unpack[CallOptions],
     ) -> Any:
         """Make pictures; the arguments are explained at the class. Returns an UnCLIPPipelineOutput.
 
         Raises:
             UserError: an argument is wrong; said before any network runs.
         """
-        given = {name: value for name, value in locals().items() if name in CallOptions.__annotations__}
-        call = self.check(given)  # type: ignore[arg-type]
+        call = self.check(options)
         request = check_request(
             prompt=prompt,
             negative_prompt=negative_prompt,
             image_embeds=image_embeds,
             num_images_per_prompt=num_images_per_prompt,
-            generator=generator,
+            generator=call.generator,
             embed_dim=self.clip.embed_dim,
         )
-        if captions_only and (prompt is None or image_embeds is not None):
+        if call.captions_only and (prompt is None or image_embeds is not None):
             raise UserError("captions_only decodes captions alone: give prompt and no image_embeds")
         _warn_of_idle_negative(request, call.settings)
-        seeds = image_seeds(generator, request.count, num_images_per_prompt)
+        seeds = image_seeds(call.generator, request.count, num_images_per_prompt)
         captions, negative = (
             None if texts is None else self.encode(texts, call)
             for texts in (request.prompts, request.negatives)
         )
-        if captions_only:
+        if call.captions_only:
             embeds = torch.zeros(len(seeds), self.clip.embed_dim, device=self.device)
         elif request.image_embeds is not None:
             embeds = request.image_embeds.to(self.device).repeat_interleave(num_images_per_prompt, dim=0)

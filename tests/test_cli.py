@@ -179,6 +179,6 @@ def test_interruption(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "load_pipeline", interrupted)
+    monkeypatch.setattr(cli.draw, "load_pipeline", interrupted)
     assert call("generate", "a") == 130
     assert capsys.readouterr().err.strip() == "interrupted"

@@ -1,4 +1,4 @@
-"""The memory: 8 bits are enough, the nearest are found, keys tell subjects apart and not styles."""
+"""The memory: few bits are enough, the nearest are found, keys tell subjects apart and not styles."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch.testing import assert_close
 
 from unclip.errors import UserError
-from unclip.models.memory import NOBODY, EmbeddingMemory
+from unclip.models.memory import NOBODY, EmbeddingMemory, lloyd_levels, nearest_level
 
 M, D, P = 40, 24, 16
 
@@ -30,11 +30,29 @@ def test_each_caption_finds_its_own_picture_and_reads_its_value(memory, captions
     near = memory.neighbours(captions, 3)
     assert torch.equal(near[:, 0], torch.arange(M))
     values, likeness, difference = memory.read(captions, near)
-    assert_close(values[:, 0], 3 * captions.flip(1), atol=3 / 127 / 2 + 1e-6, rtol=0)
+    error = values[:, 0] - 3 * captions.flip(1)
+    assert_close(error.square().mean(), torch.tensor(9 / D * 0.0095), atol=0, rtol=0.15)
     assert_close(likeness[:, 0], torch.ones(M), atol=0.01, rtol=0)
     assert difference[:, 0].abs().amax() < 0.01
     expected = (memory.key(captions) @ memory.key(captions).T).topk(3, dim=1).values
     assert_close(likeness, expected, atol=0.02, rtol=0)
+
+
+def test_levels_are_those_that_lose_least() -> None:
+    """16 levels of a normal distribution lose .009497 of its variance (Max 1960, table I); two of a coin lose nothing."""
+    x = torch.randn(400_000, generator=torch.Generator().manual_seed(0))
+    levels = lloyd_levels(x, 16)
+    assert_close((x - levels[nearest_level(x, levels)]).square().mean(), torch.tensor(0.009497), atol=2e-4, rtol=0)
+    coin = torch.tensor([-1.0, 3.0]).repeat(500)
+    assert_close(lloyd_levels(coin, 2), torch.tensor([-1.0, 3.0]))
+
+
+def test_an_odd_number_of_entries_is_read_as_it_was_stored(captions) -> None:
+    memory = EmbeddingMemory(M, D - 1, P)
+    memory.store(captions[:, 1:], captions[:, 1:])
+    read = memory.read(captions[:, 1:], torch.arange(M)[:, None]).values[:, 0]
+    assert read.shape == (M, D - 1)
+    assert F.cosine_similarity(read, captions[:, 1:]).min() > 0.97
 
 
 def test_many_captions_are_looked_up_in_parts(memory, captions, monkeypatch) -> None:

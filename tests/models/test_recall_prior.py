@@ -130,12 +130,12 @@ def _step(prior: RecallPrior, x: torch.Tensor, text: dict[str, torch.Tensor]) ->
 
 
 @torch.no_grad()
-def test_the_memory_keeps_its_8_bits_in_half_precision(recall_prior, text, noised, tmp_path) -> None:
+def test_the_memory_keeps_its_bits_in_half_precision(recall_prior, text, noised, tmp_path) -> None:
     expected = recall_prior(noised["z"], noised["t"], **text)
     recall_prior.half().save_pretrained(tmp_path)
     for dtype in (None, torch.float16):
         loaded = RecallPrior.from_pretrained(tmp_path, torch_dtype=dtype)
-        assert loaded.memory.values.dtype is loaded.memory.keys.dtype is torch.int8
+        assert (loaded.memory.values.dtype, loaded.memory.keys.dtype) == (torch.uint8, torch.int8)
         assert_close(loaded.float()(noised["z"], noised["t"], **text), expected, atol=0.02, rtol=0.02)
 
 

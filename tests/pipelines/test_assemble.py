@@ -61,7 +61,7 @@ def test_runs_become_a_model(
 def test_a_recalling_prior_serves_and_draws_what_it_remembers(
     tiny_pipeline: UnCLIPTextToImagePipeline, runs: dict[str, Path], tmp_path: Path
 ) -> None:
-    """Its memory stays in 8 bits; one that trusts its guess gives back the embedding whose caption is asked for."""
+    """Its memory keeps its bits; one that trusts its guess gives back the embedding whose caption is asked for."""
     clip = tiny_pipeline.clip
     prior = RecallPrior(
         embed_dim=clip.embed_dim, token_dim=clip.token_dim, width=16, layers=1, heads=2, max_tokens=16,
@@ -79,11 +79,11 @@ def test_a_recalling_prior_serves_and_draws_what_it_remembers(
     prior.save_pretrained(tmp_path / "recall")
     out = assemble(**runs | {"prior": tmp_path / "recall"}, out=tmp_path / "model")
     pipe = UnCLIPTextToImagePipeline.from_pretrained(out)
-    assert pipe.prior.memory.values.dtype is torch.int8
+    assert pipe.prior.memory.values.dtype is torch.uint8
     pipe.set_progress_bar_config(disable=True)
     settings = {"size": 16, "plain_words": False, "prior_guidance_scale": 1, "num_prior_candidates": 1}
     made = pipe(captions, generator=[torch.Generator().manual_seed(i) for i in range(3)], **settings)
-    assert_close(made.image_embeds, z_i, atol=0.02, rtol=0.05)
+    assert torch.nn.functional.cosine_similarity(made.image_embeds, z_i).min() > 0.98
 
 
 def test_fewer_word_pieces(runs: dict[str, Path], tmp_path: Path, real: CaptionedImages) -> None:

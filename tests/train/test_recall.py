@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
@@ -38,7 +39,7 @@ def test_a_picture_recalls_itself_first_and_its_value_is_its_embedding() -> None
     assert torch.equal(near[:, 0], own_rows(task, indices))
     values = task.model.memory.read(task.text_embeds[torch.from_numpy(captions)], near).values[:, 0]
     z = task.model.normalize(task.data.image_embeds[torch.from_numpy(indices)])
-    assert_close(values, z, atol=0.03, rtol=0)
+    assert F.cosine_similarity(values, z).min() > 0.97
 
 
 def test_its_own_picture_is_hidden_and_another_takes_its_place() -> None:
@@ -119,9 +120,10 @@ def test_it_remembers_the_data_at_hand_not_that_of_the_weights(
     second: Any = task_of("task.held_out=8", f"initial={tmp_path / 'model'}")
     memory = second.model.memory
     assert torch.equal(memory.projection, first.model.memory.projection)  # what the weights know keys by
-    stored = memory.values.float() * memory.value_scale[:, None]
+    count = len(memory.values)
+    stored = memory.read(torch.ones(count, 8), torch.arange(count)[:, None]).values[:, 0]
     z = second.model.normalize(second.data.image_embeds[torch.from_numpy(second.data.sampling.trained)])
-    assert_close(stored, z, atol=0.03, rtol=0)
+    assert F.cosine_similarity(stored, z).min() > 0.97
 
 
 def test_a_memory_that_the_empty_caption_finds_something_in_is_named() -> None:

@@ -37,7 +37,7 @@ STATISTICS = {MEAN, "embed_std", "draft_weight", "draft_bias"}
 
 
 # What a network keeps of its training pictures: never that of the weights it starts from.
-REMEMBERED = {"memory.keys", "memory.values", "memory.value_scale"}
+REMEMBERED = {"memory.keys", "memory.values", "memory.value_scale", "memory.levels"}
 
 
 @dataclass(frozen=True, kw_only=True)

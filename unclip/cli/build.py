@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from unclip.cli.options import AsJson, Model, Whole, read_number, torch_dtype
+from unclip.cli.options import AsJson, Model, Whole, read_named, read_number, torch_dtype
 
 
 # What follows is handed to the trainer's own parser, which `python -m unclip.train` uses as well.
@@ -32,6 +32,10 @@ def assemble(
     upsampler_1024: Annotated[
         Path | None, typer.Option("--upsampler-1024", help="Output of `unclip train upsampler-1024`.")
     ] = None,
+    other_prior: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=RUN", help="A further prior, for `--prior NAME`; repeat for more."),
+    ] = None,
     lexicon: Annotated[Path | None, typer.Option(help="Output of `unclip data lexicon`.")] = None,
     dtype: Annotated[
         str, typer.Option(help="Of the weights on disk: float16, bfloat16 or float32.")
@@ -51,6 +55,7 @@ def assemble(
     ] = None,
 ) -> None:
     """Make a model of trained networks. `generate --model` and `from_pretrained` load it."""
+    others = dict(read_named(each, "--other-prior") for each in other_prior or [])
     defaults = dict(read_number(each) for each in default or [])
     from unclip.pipelines.assemble import assemble as put_together
 
@@ -66,6 +71,7 @@ def assemble(
         lexicon=lexicon,
         word_pieces=word_pieces,
         data=data,
+        priors=others,
     )
     typer.echo(folder)
 

@@ -16,9 +16,7 @@ from unclip.cli.options import (
     AsJson,
     Device,
     Dtype,
-    GuidanceScale,
     Model,
-    Number,
     Output,
     PlainWords,
     Prior,
@@ -30,12 +28,14 @@ from unclip.cli.options import (
     picture_facts,
     tell_understood,
 )
+from unclip.cli.shared import Sampling, with_groups
 from unclip.errors import UserError
 
 if TYPE_CHECKING:
     from unclip.pipelines.gallery import Drawn
 
 
+@with_groups
 def generate(
     prompts: Annotated[list[str] | None, typer.Argument(metavar="PROMPT", help="What to draw.")] = None,
     prompts_file: Annotated[Path | None, typer.Option(help="A file with one prompt a line.")] = None,
@@ -46,26 +46,18 @@ def generate(
     output: Output = Path("out"),
     grid: Annotated[bool, typer.Option("--grid", help="Write a captioned grid of all, too.")] = False,
     as_json: AsJson = False,
-    steps: Annotated[Whole, typer.Option(help="Steps of the decoder.")] = None,
-    prior_steps: Annotated[Whole, typer.Option(help="Steps of the prior.")] = None,
-    upsampler_steps: Annotated[Whole, typer.Option(help="Steps of each upsampler.")] = None,
-    decoder_guidance_scale: GuidanceScale = None,
-    prior_guidance_scale: GuidanceScale = None,
     prior: Prior = None,
-    temperature: Annotated[Number, typer.Option(help="Of an autoregressive prior; 1 = as learned.")] = None,
-    top_p: Annotated[Number, typer.Option(help="Of an autoregressive prior: likeliest codes alone.")] = None,
-    candidates: Annotated[Whole, typer.Option(help="Embeddings that the prior chooses from.")] = None,
     image_embeds: Annotated[
         Path | None, typer.Option(help="Draw these embeddings (a file of `unclip invert`), not the prior's.")
     ] = None,
-    noise_level: Annotated[Number, typer.Option(help="0 to 1: more variety, less likeness.")] = None,
-    upsampler_noise_level: Annotated[Number, typer.Option(help="0 to 1: more repair.")] = None,
     plain_words: PlainWords = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Made at once; no picture depends on it.")] = 16,
     model: Model = None,
     device: Device = None,
     dtype: Dtype = "float32",
     progress: Progress = True,
+    *,
+    sampling: Sampling,
 ) -> None:
     """Draw pictures from text. The PNG files hold prompt, seed, model and settings."""
     texts = read_prompts(prompts or [], prompts_file, needed=image_embeds is None)
@@ -77,18 +69,7 @@ def generate(
     facts = picture_facts(negative_prompt, model, plain_words)
     facts |= {"prior": prior} if prior else {}
     facts |= {"image_embeds": image_embeds.name} if image_embeds else {}
-    settings = pipe.settings(
-        decoder_num_inference_steps=steps,
-        prior_num_inference_steps=prior_steps,
-        upsampler_num_inference_steps=upsampler_steps,
-        decoder_guidance_scale=decoder_guidance_scale,
-        prior_guidance_scale=prior_guidance_scale,
-        num_prior_candidates=candidates,
-        prior_temperature=temperature,
-        prior_top_p=top_p,
-        noise_level=noise_level,
-        upsampler_noise_level=upsampler_noise_level,
-    )
+    settings = sampling.settings(pipe)
     drawn = draw(
         pipe,
         texts,

@@ -20,7 +20,7 @@ from unclip.cli.options import (
     load_pipeline,
     tell_understood,
 )
-from unclip.cli.shared import Shared, with_shared
+from unclip.cli.shared import Shared, with_groups
 from unclip.errors import UserError
 
 LATENT = ".safetensors"  # how the names of files of `unclip invert` end
@@ -35,7 +35,7 @@ NoiseOption = Annotated[
 ]
 
 
-@with_shared
+@with_groups
 def vary(
     images: Images,
     num_images: Annotated[int, typer.Option("--num-images", "-n", min=1, help="For each picture.")] = 4,
@@ -66,7 +66,7 @@ def vary(
         shared.deliver(made.images, [name] * num_images, seeds, facts, columns=num_images)
 
 
-@with_shared
+@with_groups
 def blend(
     inputs: Annotated[
         list[str], typer.Argument(metavar="IMAGE|prompt:TEXT...", help="Two or more pictures and prompts.")
@@ -118,7 +118,7 @@ def blend(
         typer.echo(save_gif(images, shared.output, f"{stem} blend", seed), err=shared.as_json)
 
 
-@with_shared
+@with_groups
 def diff(
     images: Images,
     source: Annotated[
@@ -177,7 +177,7 @@ def diff(
             typer.echo(save_gif(made.images, shared.output, stem, seed), err=shared.as_json)
 
 
-@with_shared
+@with_groups
 def edit(
     image: OneImage,
     prompt: Annotated[str, typer.Argument(help="What the whole picture is to show.")],
@@ -228,7 +228,7 @@ def edit(
     shared.deliver(made.images, [f"{Path(image).stem} edit {prompt}"] * num_images, seeds, facts)
 
 
-@with_shared
+@with_groups
 def upscale(images: Images, *, shared: Shared) -> None:
     """Enlarge pictures of any shape to --size 256 or 1024 pixels (of the longer side; by default the largest)."""
     check_pictures(images)

@@ -78,6 +78,14 @@ def read_number(assignment: str, option: str = "--default") -> tuple[str, float]
         raise UserError(f"{option} takes key=number, got {assignment!r}") from error
 
 
+def read_named(assignment: str, option: str) -> tuple[str, str]:
+    """`name=folder` as (name, folder)."""
+    name, equals, folder = assignment.partition("=")
+    if not (name.isidentifier() and equals and folder):
+        raise UserError(f"{option} takes NAME=FOLDER, got {assignment!r}")
+    return name, folder
+
+
 def torch_dtype(name: str) -> Any:
     """The torch.dtype of a name."""
     known = ("float32", "float16", "bfloat16")

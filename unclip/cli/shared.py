@@ -1,11 +1,11 @@
-"""Options that all manipulations of pictures share: declared once, taken by every command as one object."""
+"""Groups of options that commands share: declared once as a dataclass, taken by a command as one object."""
 
 from __future__ import annotations
 
 import inspect
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, is_dataclass
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -32,8 +32,39 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """The settings of every stage, as `unclip generate` takes them."""
+
+    steps: Annotated[Whole, typer.Option(help="Steps of the decoder.")] = None
+    prior_steps: Annotated[Whole, typer.Option(help="Steps of the prior.")] = None
+    upsampler_steps: Annotated[Whole, typer.Option(help="Steps of each upsampler.")] = None
+    decoder_guidance_scale: GuidanceScale = None
+    prior_guidance_scale: GuidanceScale = None
+    candidates: Annotated[Whole, typer.Option(help="Embeddings that the prior chooses from.")] = None
+    temperature: Annotated[Number, typer.Option(help="Of an autoregressive prior; 1 = as learned.")] = None
+    top_p: Annotated[Number, typer.Option(help="Of an autoregressive prior: likeliest codes alone.")] = None
+    noise_level: Annotated[Number, typer.Option(help="0 to 1: more variety, less likeness.")] = None
+    upsampler_noise_level: Annotated[Number, typer.Option(help="0 to 1: more repair.")] = None
+
+    def settings(self, pipe: Any) -> Any:
+        """Of a call of the pipeline, whose own stand in for what is not given."""
+        return pipe.settings(
+            decoder_num_inference_steps=self.steps,
+            prior_num_inference_steps=self.prior_steps,
+            upsampler_num_inference_steps=self.upsampler_steps,
+            decoder_guidance_scale=self.decoder_guidance_scale,
+            prior_guidance_scale=self.prior_guidance_scale,
+            num_prior_candidates=self.candidates,
+            prior_temperature=self.temperature,
+            prior_top_p=self.top_p,
+            noise_level=self.noise_level,
+            upsampler_noise_level=self.upsampler_noise_level,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Shared:
-    """What every manipulation takes."""
+    """What every manipulation of pictures takes."""
 
     seed: Annotated[
         Whole,
@@ -118,18 +149,22 @@ class Shared:
             typer.echo(each)
 
 
-def with_shared(command: Callable[..., None]) -> Callable[..., None]:
-    """The command with the options of `Shared` behind its own, which it gets as `shared`."""
-    own = inspect.signature(command, eval_str=True).parameters
-    extra = inspect.signature(Shared, eval_str=True).parameters
-    names = {field.name for field in fields(Shared)}
+def with_groups(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with the fields of its parameters that are dataclasses as options of their own, behind the others."""
+    own = inspect.signature(command, eval_str=True).parameters.values()
+    groups = {each.name: each.annotation for each in own if is_dataclass(each.annotation)}
+    members = {name: inspect.signature(group, eval_str=True).parameters for name, group in groups.items()}
 
     @wraps(command)
     def run(**given: Any) -> None:
-        shared = Shared(**{name: given.pop(name) for name in names})
-        command(**given, shared=shared)
+        made = {
+            name: group(**{field: given.pop(field) for field in members[name]})
+            for name, group in groups.items()
+        }
+        command(**given, **made)
 
-    together = [each for each in own.values() if each.name != "shared"] + list(extra.values())
+    together = [each for each in own if each.name not in groups]
+    together += [each for name in groups for each in members[name].values()]
     together = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in together]
     run.__signature__ = inspect.Signature(together)  # type: ignore[attr-defined]
     run.__annotations__ = {each.name: each.annotation for each in together}

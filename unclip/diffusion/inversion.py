@@ -8,10 +8,14 @@ whatever the scheduler calls it: DDIM without noise, Euler, flow-matching Euler.
 Plain DDIM inversion takes x_0 and eps at x_s for those at x_t, so its round trip is only as good as steps are small.
 Here that is the first guess, which is corrected by what it misses x_s by (a fixed-point iteration, Pan et al. 2023):
 
-    x_t <- x_t + sigma_t / sigma_s · (x_s - step(x_t))
+    x_t <- x_t + gain · (x_s - step(x_t)),   gain = (alpha_t² + sigma_t²) / (alpha_t alpha_s + sigma_t sigma_s)
 
-The last step of a sampler, to sigma_s = 0, gives x_0(x_t) itself and forgets x_t: many x_t give the same picture. There
-the gain is alpha_t, which finds one of them as long as the denoiser keeps what it is corrected by.
+The gain is Newton's where data have unit variance: then x_0 moves by alpha_t / (alpha_t² + sigma_t²) of what x_t does.
+In strong noise it is near the literature's, sigma_t / sigma_s; in weak noise that one leads away as soon as sigma / alpha
+more than doubles from one level to the next.
+
+The last step of a sampler, to sigma_s = 0, gives x_0(x_t) itself and forgets x_t: many x_t give the same picture. The
+iteration finds one of them as long as the denoiser keeps what it is corrected by.
 """
 
 from __future__ import annotations
@@ -39,6 +43,16 @@ from unclip.errors import UserError
 LEAST_NOISE = 0.05
 
 
+def adds_noise(scheduler: Any) -> bool:
+    """Whether a scheduler's steps draw noise, as it is configured."""
+    config = scheduler.config
+    return (
+        isinstance(scheduler, STOCHASTIC)
+        or config.get("stochastic_sampling", False)
+        or config.get("algorithm_type", "").startswith("sde")
+    )
+
+
 class InverseScheduler(LevelScheduler):
     """The noise levels of a deterministic scheduler, the cleanest first, and the steps from each to the next.
 
@@ -52,7 +66,7 @@ class InverseScheduler(LevelScheduler):
     """
 
     def __init__(self, scheduler: Any, corrections: int = 1) -> None:
-        if isinstance(scheduler, STOCHASTIC) or getattr(scheduler.config, "stochastic_sampling", False):
+        if adds_noise(scheduler):
             raise UserError(
                 f"{type(scheduler).__name__} adds noise, so it cannot be run backwards: choose a deterministic "
                 "scheduler such as DDIMScheduler"
@@ -94,7 +108,7 @@ class InverseScheduler(LevelScheduler):
         if x_s is None:
             x_s = self.less_noisy = sample / alpha
         noise = (sample - alpha * x0) / sigma
-        gain = sigma / sigma_s if sigma_s else alpha
+        gain = (alpha**2 + sigma**2) / (alpha * alpha_s + sigma * sigma_s)
         x_t = sample + gain * (x_s - alpha_s * x0 - sigma_s * noise)
         if correction + 1 < self.corrections:
             return (x_t,)

@@ -1,12 +1,13 @@
 """Changes of real pictures that captions can ask for, and how each is judged.
 
-A change is right if the picture becomes what the second caption says (`reached`) and stays what it was besides (`kept`).
+A change is right if the picture becomes what the second caption says (`reached`) and else stays what it was (`kept`).
 The kinds, each over real pictures:
 
     style        "SUBJECT, flat" -> "SUBJECT, 3D"; reached: the style of most of the ten nearest pictures of other
                  subjects, `nearest` that of the nearest; kept: the subject is among the five nearest
     generic      the same pictures, "a flat emoji" -> "a 3D emoji"
-    colour       "red SUBJECT" -> "blue SUBJECT"; reached: by the pixels; kept: the thing of any colour is among the five
+    colour       "red SUBJECT" -> "blue SUBJECT"; reached: by the pixels; kept: the thing, of any colour, is among the
+                 five nearest
     expression   "HAPPY FACE" -> "crying face", and other faces -> "grinning face"; reached: that face is among the five
                  nearest; kept: most of the ten nearest are faces
 
@@ -76,13 +77,12 @@ class Changes:
             (r["subject"], r["style"], r["concept"]): i for i, r in reversed([*enumerate(self.records)])
         }
 
-    def kinds(self) -> list[Kind]:
-        """All kinds; those that the data has no pictures for are left out.
+    def kinds(self, share: int) -> list[Kind]:
+        """All kinds, each of at most `share` pictures; those that the data has no pictures for are left out.
 
         Raises:
             UserError: that is all of them.
         """
-        share = self.options.prompts // 3
         styles = self._style_cases(share)
         generic = [
             replace(case, before=f"a {SOURCE_STYLE} emoji", after=f"a {TARGET_STYLE} emoji")

@@ -93,7 +93,9 @@ class Bench:
         for split, asked in zip(SPLITS_ASKED, chosen, strict=True):
             if not asked:
                 raise UserError(f"claims are measured on captions of the split {split}: this data has none")
-        self.asked = [a for pair in zip(*chosen, strict=False) for a in pair]  # so the first are of both
+        # In turn, so that the first of them are of both splits, and as many of each.
+        self.asked = [a for pair in zip(*chosen, strict=False) for a in pair]
+        self.held_out = np.array([a.split == SPLITS_ASKED[1] for a in self.asked])
         self.judge = Judge(gallery, data.records)
         self.everything = FrechetTo(gallery)
         self.labels = [(record["concept"], record["style"]) for record in data.records]
@@ -168,12 +170,17 @@ class Bench:
         }
 
     def picture_figures(self, pictures: Sequence[np.ndarray]) -> Figures:
-        """subject, style: by the judge; frechet: to all real pictures; precision, recall: against the asked ones."""
+        """What the pictures show, by the judge.
+
+        subject, style: of all; held_out: the subject in unseen styles; frechet: to all real pictures; precision,
+        recall: against the asked ones.
+        """
         features = self.features(pictures)
         verdicts = self.judge.verdicts(features, self.asked)
         made = self.judge.whiten(features)
         return {
             "subject": self._mean(verdicts["subject_top5"]),
+            "held_out": self._mean(verdicts["subject_top5"][self.held_out]),
             "style": self._mean(verdicts["style_vote"]),
             "frechet": self.everything.estimate(features, self.options.seed).as_dict(),
             "precision": self._mean(within(made, self.true)),

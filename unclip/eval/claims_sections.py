@@ -11,8 +11,8 @@ noise  how much noise on z_i suits each prior
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -40,18 +40,29 @@ TITLES = {
 
 @dataclass(frozen=True)
 class Offered:
-    """What there is to compare: names of priors, and which other decoders."""
+    """What there is to compare.
+
+    Attributes:
+        priors: their names.
+        decoders: of "text" (trained on z_t) and "caption" (captions alone) those that there are, with how they were
+            trained: "1300 steps of 16 pictures, from given weights".
+    """
 
     priors: Sequence[str]
-    decoders: Sequence[str] = ()  # of "text" (trained on z_t) and "caption" (captions alone)
+    decoders: Mapping[str, str] = field(default_factory=dict)
 
     def variants(self, section: str) -> list[Variant]:
         """The rows of a section other than e."""
         return _ROWS[section](self)
 
-    def left_out(self, section: str) -> list[str]:
-        """What the paper compares and this run cannot, a sentence each."""
-        found = []
+    def notes(self, section: str) -> list[str]:
+        """What the paper compares and this run cannot, or not fairly; a sentence each."""
+        found = [
+            f"The {name} had {self.decoders[key]}: other training than the model's own decoder, so what sets the two "
+            "apart is not the claim alone."
+            for key, (place, name) in _OTHER_DECODERS.items()
+            if place == section and key in self.decoders
+        ]
         if section == "a" and "text" not in self.decoders:
             found.append("A decoder trained on z_t is left out; give one by --text-decoder.")
         if section == "c" and AUTOREGRESSIVE not in self.priors:
@@ -62,6 +73,12 @@ class Offered:
                 "that had no z_i; give one that learned nothing else by --caption-decoder."
             )
         return found
+
+
+_OTHER_DECODERS = {
+    "text": ("a", "decoder trained on z_t"),
+    "caption": ("d", "decoder of captions alone"),
+}
 
 
 def _prior_rows(offered: Offered) -> list[Variant]:
@@ -146,13 +163,13 @@ def measure_claims(
     sections: Sequence[str],
     tell: Callable[[str], object] = lambda line: None,
 ) -> Figures:
-    """Measure sections and join them to those that OUT/claims.json holds of the same settings; it is written after each.
+    """Measure sections; they join those that OUT/claims.json holds of the same settings. It is written after each.
 
     Args:
         tell: called with a line for each row that is measured.
 
     Returns:
-        {"settings", "machine", "sections": {section: {"title", "left_out", "rows": [{"name", "series", "x", "given",
+        {"settings", "machine", "sections": {section: {"title", "notes", "rows": [{"name", "series", "x", "given",
         "figures"}]}}}, with `figures` as `Bench.measure` or, for e, `Bench.vary` gives them.
     """
     base = variants()
@@ -165,7 +182,7 @@ def measure_claims(
             tell(f"{section}: {variant.name}")
             figures = _measure(bench, variants, manipulator, base, section, variant)
             rows.append({**vars(variant), "given": dict(variant.given), "figures": figures})
-        measured = {"title": TITLES[section], "left_out": offered.left_out(section), "rows": rows}
+        measured = {"title": TITLES[section], "notes": offered.notes(section), "rows": rows}
         together = {**report["sections"], section: measured}
         report["sections"] = {name: together[name] for name in TITLES if name in together}
         write(path, json.dumps(report, indent=2))

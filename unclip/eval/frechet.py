@@ -61,8 +61,8 @@ def frechet_distance(a: Gaussian, b: Gaussian) -> float:
 class FrechetTo:
     """Distances of small sets to one large set of features [N,F], with intervals.
 
-    Of n samples X about their mean, tr (C_1 C_2)^{1/2} is the sum of the roots of the eigenvalues of X C_2 X^T / (n - 1),
-    which is n x n: a resample costs no decomposition of an F x F matrix.
+    Of n samples X about their mean, tr (C_1 C_2)^{1/2} is the sum of the roots of the eigenvalues of the n x n matrix
+    X C_2 X^T / (n - 1): a resample costs no decomposition of an F x F matrix.
     """
 
     def __init__(self, features: Tensor) -> None:
@@ -89,7 +89,7 @@ class FrechetTo:
         return Estimate(value, max(0.0, value - half), value + half, n)
 
     def _distance(self, inner: Tensor, spread: Tensor, rows: Tensor) -> float:
-        """Of the samples `rows` [n], given all inner products [n,n], plain and by C_2, of what differs from its mean."""
+        """Of the samples `rows` [n], from the inner products [n,n] of x less the large set's mean, plain and by C_2."""
         n = len(rows)
         inner, spread = inner[rows][:, rows], spread[rows][:, rows]
         shift = inner.mean()

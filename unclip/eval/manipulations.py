@@ -41,16 +41,21 @@ ROUND_TRIPS = {10: (1, 2, 3), 25: (1, 2, 3), 50: (1, 2, 3), 100: (1, 2), 250: (1
 
 @dataclass(frozen=True, kw_only=True)
 class Options(Drawing):
-    """How much is measured; `prompts` are pictures, dealt evenly to the kinds of change.
+    """How much is measured; there are no prompts.
 
     Attributes:
+        pictures: to change, dealt evenly to the kinds of change.
         thetas: how far the diffs go. round_trip: pictures that are inverted and decoded again.
         grid: pictures of each kind in its grid: the first of the seeded list, good or bad.
     """
 
-    LEAST: ClassVar[dict[str, int]] = {**Drawing.LEAST, "prompts": 3, "round_trip": 0, "grid": 0}
+    LEAST: ClassVar[dict[str, int]] = {
+        **Drawing.LEAST, "prompts": 0, "pictures": 3, "round_trip": 0, "grid": 0,
+    }  # fmt: skip
 
+    prompts: int = 0
     size: int = 64
+    pictures: int = 120
     round_trip: int = 24
     grid: int = 8
     thetas: tuple[float, ...] = THETAS
@@ -91,7 +96,7 @@ def measure_manipulations(
         "machine": machine(),
         "kinds": {},
     }
-    for kind in Changes(data, judge, options).kinds():
+    for kind in Changes(data, judge, options).kinds(options.pictures // 3):
         report["kinds"][kind.name] = measure_kind(kind, data, manipulator, net, out, options, tell)
         report["best"] = best_of(report["kinds"])
         write(out / "manipulations.json", json.dumps(report, indent=2))

@@ -40,8 +40,8 @@ def manipulations_markdown(report: Mapping[str, Any]) -> str:
     parts = [
         "# Manipulations, measured",
         "",
-        f"Written by `unclip eval manipulations`. Real pictures at {settings['size']} px, seed {settings['seed']}, model "
-        f"{settings['model']}, judged by {settings['judge']}.",
+        f"Written by `unclip eval manipulations`. Real pictures at {settings['size']} px, seed {settings['seed']}, "
+        f"model {settings['model']}, judged by {settings['judge']}.",
         "",
         *([best_sentence(report), ""] if report.get("best") else []),
         _NOTE,
@@ -62,11 +62,10 @@ def best_sentence(report: Mapping[str, Any]) -> str:
         way = [row for row in figures["rows"] if (row["via"], row["noise"]) == (best["via"], best["noise"])]
         (there,) = [row for row in way if row["theta"] == best["theta"]]
         (still,) = [row for row in way if row["theta"] == 0]
-        more = told_apart(there["both"], still["both"]) == 1
-        said.append(
-            f"{name} {percent(there['both'])}, {'more than' if more else 'not told apart from'} the "
-            f"{percent(still['both'])} of θ = 0"
-        )
+        than = {1: "more than", 0: "not told apart from", -1: "less than"}[
+            told_apart(there["both"], still["both"])
+        ]
+        said.append(f"{name} {percent(there['both'])}, {than} the {percent(still['both'])} of θ = 0")
     return (
         f"Most often reached and kept, over the kinds of change: via {best['via']}, {best['noise']} x_T, "
         f"θ = {best['theta']:g} ({100 * best['both']:.0f} %): {'; '.join(said)}."

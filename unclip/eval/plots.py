@@ -62,7 +62,7 @@ def save_panels(panels: Sequence[Panel], path: Path) -> None:
     for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         _bars(axes, panel) if panel.bars else _lines(axes, panel)
         axes.set(title=panel.title, xlabel=panel.x, ylabel=panel.y)
-        axes.grid(axis="y", alpha=0.3)
+        axes.grid(axis="x" if panel.bars else "y", alpha=0.3)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, metadata={"Software": None})  # the same figures, the same file
 

@@ -57,10 +57,12 @@ def claims_command(
     from unclip.eval.claims import Bench, Options
     from unclip.eval.claims_report import claims_markdown, draw_plots, section_table
     from unclip.eval.claims_sections import Offered, check_sections, measure_claims
+    from unclip.eval.plots import require_matplotlib
     from unclip.pipelines.measured import Variants, as_manipulator
 
     options = Options(prompts=prompts, seed=seed, varied=varied, sources=sources, batch_size=batch_size)
     wanted = check_sections(section or [])
+    require_matplotlib()
     pictures, net, cache, pipe = _ready(data, model, out, judge, device)
     size = min(pipe.sizes)
     decoders = {
@@ -69,7 +71,7 @@ def claims_command(
         if path is not None
     }
     variants = Variants(pipe, size, decoders)
-    offered = Offered(_priors(pipe, prior or []), tuple(decoders))
+    offered = Offered(_priors(pipe, prior or []), {name: _training(path) for name, path in decoders.items()})
     bench = Bench.of(pictures, variants(), net, out, cache, replace(options, size=size))
     manipulator = as_manipulator(pipe, size, {})
     report = measure_claims(
@@ -105,7 +107,7 @@ def manipulations_command(
     from unclip.pipelines.measured import as_manipulator
 
     options = Options(
-        prompts=pictures, seed=seed, round_trip=round_trip, grid=grid, thetas=tuple(theta or THETAS)
+        pictures=pictures, seed=seed, round_trip=round_trip, grid=grid, thetas=tuple(theta or THETAS)
     )
     shown, net, cache, pipe = _ready(data, model, out, judge, device)
     size = min(pipe.sizes)
@@ -205,25 +207,32 @@ def _ready(
     from unclip.data import CaptionedImages
     from unclip.eval.cache import cache_folder
     from unclip.eval.features import load_feature_net
-    from unclip.eval.plots import require_matplotlib
     from unclip.files import check_writable
     from unclip.pipelines.loading import choose_device
 
     check_data(data)
     check_writable(out)
-    require_matplotlib()
     net = load_feature_net(judge, choose_device(device))
     pipe = _pipeline(model, device)
     return CaptionedImages(data, split=None), net, cache_folder(data, out), pipe
 
 
-def _pipeline(model: str | None, device: str) -> UnCLIPTextToImagePipeline:
-    from unclip.pipelines import UnCLIPTextToImagePipeline
-    from unclip.pipelines.loading import choose_device
+def _training(run: Path) -> str:
+    """How long a run of `unclip train` trained, by its config.yaml."""
+    import yaml
 
-    pipe: Any = UnCLIPTextToImagePipeline.from_pretrained(model).to(choose_device(device))
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+    try:
+        config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+        start = "from given weights" if config["initial"] else "from nothing"
+        return f"{config['steps']} steps of {config['batch_size']} pictures, {start}"
+    except (OSError, yaml.YAMLError, KeyError, TypeError):
+        return "training that its folder does not tell"
+
+
+def _pipeline(model: str | None, device: str) -> UnCLIPTextToImagePipeline:
+    from unclip.cli.options import load_pipeline
+
+    return load_pipeline(model, device, "float32", progress=False)
 
 
 def _priors(pipe: UnCLIPTextToImagePipeline, named: list[str]) -> list[str]:
