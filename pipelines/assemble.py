@@ -20,8 +20,8 @@ from unclip.models import PRIORS, Decoder, Upsampler, warn_of_another_clip
 from unclip.models.saved import load_network
 
 from .inputs import Settings
-from .loading import INDEX
-from .priors import DIFFUSION, FOLDER, NONE
+from .loading import INDEX, PRIORS_FOLDER
+from .priors import DIFFUSION, NONE
 from .text_to_image import UnCLIPTextToImagePipeline
 
 
@@ -91,7 +91,7 @@ def assemble(
     with atomic_dir(folder) as temporary:
         pipe.save_pretrained(temporary)
         for name, prior in others.items():
-            prior.save_pretrained(temporary / FOLDER / name)
+            prior.save_pretrained(temporary / PRIORS_FOLDER / name)
     return folder
 
 

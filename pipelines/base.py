@@ -27,10 +27,10 @@ from unclip.models.saved import loading
 
 from .calls import Call, CallOptions, UnCLIPPipelineOutput, check_call, steps_of
 from .inputs import Settings
-from .loading import find_lexicon, locate
+from .loading import find_lexicon, find_priors, locate
 from .pictures import to_output
 from .plain_words import PlainWords
-from .priors import FOLDER, SeveralPriors, sample_prior
+from .priors import SeveralPriors, sample_prior
 from .stages import (
     ImageSeed,
     StepCallback,
@@ -122,7 +122,7 @@ class UnCLIPStages(PlainWords, SeveralPriors):
         with loading(f"model {source}"):
             pipe: Any = super().from_pretrained(source, **kwargs)
         pipe._lexicon_file = find_lexicon(source, **kwargs)
-        pipe._priors_folder = Path(source).resolve() / FOLDER
+        pipe._priors_folder = find_priors(source, **kwargs)
         return pipe
 
     @classmethod

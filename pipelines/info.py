@@ -14,7 +14,7 @@ from unclip.errors import UserError
 from unclip.models.saved import tensors
 
 from .inputs import Settings
-from .loading import components, locate, read_index
+from .loading import PRIORS_FOLDER, components, locate, read_index
 
 VERSIONS_OF = ("torch", "diffusers", "transformers", "open_clip_torch", "safetensors", "accelerate")
 
@@ -29,6 +29,11 @@ def model_info(model: str | Path | None) -> dict[str, Any]:
     if not folder.is_dir():
         raise UserError(f"no model folder at {folder}: download the repository first, then name its folder")
     parts = {name: _component(folder / name, kind) for name, kind in components(folder).items()}
+    for path in sorted(
+        (folder / PRIORS_FOLDER).glob("*/config.json")
+    ):  # priors that calls may ask for by name
+        kind = json.loads(path.read_text(encoding="utf-8"))["_class_name"]
+        parts[f"{PRIORS_FOLDER}/{path.parent.name}"] = _component(path.parent, kind)
     side = parts["decoder"]["config"]["sample_size"]
     sizes = [side]
     for name in ("upsampler_256", "upsampler_1024"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from unclip.models.saved import REMEDY, check_network_folder, check_there
 
 EMBEDDED = Path(unclip.__file__).parent / "weights" / "emoji"
 INDEX = "model_index.json"
+PRIORS_FOLDER = "priors"  # of a model's folder: further priors by their names
 REQUIRED = ("clip", "prior", "decoder")
 
 
@@ -59,6 +61,24 @@ def find_lexicon(source: str, **hub: Any) -> Path | None:
         return Path(hf_hub_download(source, LEXICON_FILE, **given))
     except (EntryNotFoundError, OSError):  # there is no such file, or no way to it
         return None
+
+
+def find_priors(source: str, **hub: Any) -> Path:
+    """The folder of further priors of a model that `locate` found, which need not be there.
+
+    Args:
+        hub: as of `find_lexicon`.
+    """
+    folder = Path(source)
+    if not folder.is_dir():
+        from huggingface_hub import snapshot_download
+
+        given = {
+            name: hub[name] for name in ("cache_dir", "local_files_only", "revision", "token") if name in hub
+        }
+        with suppress(OSError):  # there is no way to it
+            folder = Path(snapshot_download(source, allow_patterns=f"{PRIORS_FOLDER}/*", **given))
+    return folder.resolve() / PRIORS_FOLDER  # wherever the program goes before it is read
 
 
 def choose_device(name: str | None) -> str:

@@ -29,9 +29,9 @@ from unclip.models import PRIORS, AutoregressivePrior, DiffusionPrior, Regressio
 from unclip.models.saved import load_network
 
 from .inputs import Settings
+from .loading import PRIORS_FOLDER, find_priors
 from .stages import ImageSeed, Watch, cut, guided, unwatched
 
-FOLDER = "priors"
 DIFFUSION, NONE = "diffusion", "none"
 
 
@@ -128,9 +128,16 @@ class SeveralPriors(DiffusionPipeline):
     _priors_folder: Path | None = None
 
     @property
+    def priors_folder(self) -> Path | None:
+        """Where further priors lie; None for a pipeline that was not loaded."""
+        if self._priors_folder is None and (source := getattr(self.config, "_name_or_path", None)):
+            self._priors_folder = find_priors(source)  # loaded by diffusers' own loader
+        return self._priors_folder
+
+    @property
     def prior_names(self) -> list[str]:
         """What `prior=` of a call may be, besides a network."""
-        folder = self._priors_folder
+        folder = self.priors_folder
         found = (
             [] if folder is None or not folder.is_dir() else [p.name for p in folder.iterdir() if p.is_dir()]
         )
@@ -154,7 +161,7 @@ class SeveralPriors(DiffusionPipeline):
             found = (
                 RegressionPrior.identity(*sizes)
                 if wanted == NONE
-                else load_network(PRIORS, self._priors_folder / wanted)  # type: ignore[operator]
+                else load_network(PRIORS, self.priors_folder / wanted)  # type: ignore[operator]
             )
             loaded[wanted] = self._fitting(found, wanted)
         return loaded[wanted].to(self.prior.device, self.prior.dtype)
@@ -173,6 +180,6 @@ class SeveralPriors(DiffusionPipeline):
     def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
         """Save all components, and the other priors if there are any."""
         super().save_pretrained(save_directory, *args, **kwargs)
-        here, there = self._priors_folder, Path(save_directory) / FOLDER
+        here, there = self.priors_folder, Path(save_directory) / PRIORS_FOLDER
         if here is not None and here.is_dir() and here.resolve() != there.resolve():
             shutil.copytree(here, there, dirs_exist_ok=True)

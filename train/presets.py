@@ -200,7 +200,7 @@ def prior_ar_emoji() -> TrainConfig:
     return TrainConfig(
         stage="prior-ar",
         preset="emoji",
-        steps=4_000,
+        steps=3_000,
         batch_size=32,
         learning_rate=2e-3,
         warmup_steps=100,

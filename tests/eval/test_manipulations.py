@@ -213,7 +213,14 @@ def test_the_best_way_is_best_over_all_kinds() -> None:
         "colour": {"rows": [row("prior", 0, 0.0), row("prior", 0.3, 0.5), row("text", 0.3, 0.1)]},
     }
     best = best_of(kinds)
-    assert best == {"via": "prior", "noise": "fresh", "theta": 0.3, "both": 0.5}
+    assert {key: best[key] for key in ("via", "noise", "theta")} == {
+        "via": "prior",
+        "noise": "fresh",
+        "theta": 0.3,
+    }
+    assert best["both"]["value"] == pytest.approx(0.5)
+    assert best["both"]["high"] == pytest.approx(0.5 + 0.05 / 2**0.5)
+    assert (best["ways"], best["alike"]) == (2, 0)  # text's mean is .35
     said = best_sentence({"kinds": kinds, "best": best})
     assert "style 50 % (45–55), less than the 90 %" in said
     assert "colour 50 % (45–55), more than the 0 %" in said

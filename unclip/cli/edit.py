@@ -50,9 +50,11 @@ def vary(
     pipe = shared.pipeline("UnCLIPVariationPipeline")
     first = shared.first_seed()
     for image in images:
-        seeds = [first + k for k in range(num_images)]
+        source = read_latents(image)
+        count = 1 if source is image else len(source.noise)
+        seeds = [first + k for k in range(num_images)] * count
         made = pipe(
-            read_latents(image),
+            source,
             num_images_per_prompt=num_images,
             eta=eta,
             noise=noise,
@@ -61,9 +63,13 @@ def vary(
             generator=generators(seeds),
             **shared.options(),
         )
-        name = f"{Path(image).stem} vary"
         facts = {"operation": "vary", "image": Path(image).name, "eta": eta, "noise": noise, "prompt": prompt}
-        shared.deliver(made.images, [name] * num_images, seeds, facts, columns=num_images)
+        names = [
+            f"{Path(image).stem} {k} vary" if count > 1 else f"{Path(image).stem} vary" for k in range(count)
+        ]
+        shared.deliver(
+            made.images, [name for name in names for _ in range(num_images)], seeds, facts, columns=num_images
+        )
 
 
 @with_groups

@@ -11,8 +11,8 @@ Here that is the first guess, which is corrected by what it misses x_s by (a fix
     x_t <- x_t + gain · (x_s - step(x_t)),   gain = (alpha_t² + sigma_t²) / (alpha_t alpha_s + sigma_t sigma_s)
 
 The gain is Newton's where data have unit variance: then x_0 moves by alpha_t / (alpha_t² + sigma_t²) of what x_t does.
-In strong noise it is near the literature's, sigma_t / sigma_s; in weak noise that one leads away as soon as sigma / alpha
-more than doubles from one level to the next.
+In strong noise it is near the literature's, sigma_t / sigma_s; in weak noise that one leads away as soon as
+sigma / alpha more than doubles from one level to the next.
 
 The last step of a sampler, to sigma_s = 0, gives x_0(x_t) itself and forgets x_t: many x_t give the same picture. The
 iteration finds one of them as long as the denoiser keeps what it is corrected by.

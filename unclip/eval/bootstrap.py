@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import NormalDist
 
@@ -63,6 +64,25 @@ def bootstrap_quantile(
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(found, [tail, 1 - tail])
     return Estimate(float(np.quantile(x, quantile)), float(low), float(high), len(x))
+
+
+def told_apart(a: Mapping[str, float], b: Mapping[str, float]) -> int:
+    """1 if estimate a is larger than b, -1 if b is, 0 if sampling may explain the difference.
+
+    That is, if they differ by no more than the root of the sum of the squared half widths of their intervals. Estimates on
+    the same cases are rather too seldom told apart.
+    """
+    gap = a["value"] - b["value"]
+    noise = math.hypot(*((each["high"] - each["low"]) / 2 for each in (a, b)))
+    return 0 if abs(gap) <= noise else int(math.copysign(1, gap))
+
+
+def mean_of(estimates: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The mean of estimates on different cases, with its interval."""
+    value = sum(each["value"] for each in estimates) / len(estimates)
+    half = math.hypot(*((each["high"] - each["low"]) / 2 for each in estimates)) / len(estimates)
+    n = sum(each["n"] for each in estimates)
+    return {"value": value, "low": value - half, "high": value + half, "n": n}
 
 
 def _wilson(share: float, n: int) -> Estimate:

@@ -1,8 +1,4 @@
-"""The claims as tables, sentences and plots. Sentences follow from the figures: what does not hold is said not to.
-
-Two figures are told apart where they differ by more than sampling explains: by more than the root of the sum of the
-squared half widths of their 95 % intervals.
-"""
+"""The claims as tables, sentences and plots. Sentences follow from the figures: what does not hold is said not to."""
 
 from __future__ import annotations
 
@@ -11,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from unclip.eval.bootstrap import told_apart
 from unclip.eval.claims_sections import AUTOREGRESSIVE, DIFFUSION, NONE, PAPER_STEPS
 from unclip.eval.plots import Panel, Point, save_panels
 from unclip.eval.tables import Table, number, percent, to_markdown
@@ -65,13 +62,6 @@ NOTE = (
     "Diversity: mean cosine distance between pictures of one prompt. Seconds: of one picture alone, prior + decoder. "
     "In brackets: 95 % intervals."
 )
-
-
-def told_apart(a: Estimate, b: Estimate) -> int:
-    """1 if a is larger, -1 if b is, 0 if sampling explains the difference."""
-    gap = a["value"] - b["value"]
-    noise = math.hypot(*((each["high"] - each["low"]) / 2 for each in (a, b)))
-    return 0 if abs(gap) <= noise else int(math.copysign(1, gap))
 
 
 def verdict(better: Estimate, worse: Estimate, lower: bool = False) -> str:

@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from unclip.errors import UserError
-from unclip.eval.bootstrap import bootstrap
+from unclip.eval.bootstrap import bootstrap, mean_of, told_apart
 from unclip.eval.cache import features_of_all
 from unclip.eval.changes import Case, Changes, Hits, Kind
 from unclip.eval.choice import Asked, Pictures, choose
@@ -81,13 +81,14 @@ def measure_manipulations(
 
     Returns:
         {"settings", "machine", "kinds": {kind: {"n", "splits", "rows": see `measure_kind`, "true": shares of the real
-        targets}}, "best": {"via", "noise", "theta", "both"}, "round_trip": see `round_trips`}
+        targets}}, "best": see `best_of`, "round_trip": see `round_trips`}
     """
     (gallery,) = features_of_all(data, [net.features], cache, JUDGED_AT, options.progress)
     judge = Judge(gallery, data.records)
     report: Figures = {
         "settings": {
             **asdict(options),
+            "thetas": list(options.thetas),
             **manipulator.settings,
             "model": manipulator.fingerprint,
             "judge": net.name,
@@ -173,16 +174,24 @@ def draw_diffs(
 
 
 def best_of(kinds: Mapping[str, Figures]) -> Figures:
-    """The way (via, noise, theta > 0) with the largest mean over kinds of the share that is both reached and kept."""
-    shares: dict[tuple[str, str, float], list[float]] = {}
+    """The way (via, noise, theta > 0) with the largest mean over kinds of the share that is both reached and kept.
+
+    Returns: {"via", "noise", "theta", "both": the mean with its interval, "ways": how many there are, "alike": how many of
+    the others sampling does not tell from it}.
+    """
+    shares: dict[tuple[str, str, float], list[Figures]] = {}
     for figures in kinds.values():
         for row in figures["rows"]:
             if row["theta"] > 0:
-                shares.setdefault((row["via"], row["noise"], row["theta"]), []).append(row["both"]["value"])
+                shares.setdefault((row["via"], row["noise"], row["theta"]), []).append(row["both"])
     if not shares:
         return {}
-    (via, noise, theta), values = max(shares.items(), key=lambda item: np.mean(item[1]))
-    return {"via": via, "noise": noise, "theta": theta, "both": float(np.mean(values))}
+    means = {way: mean_of(each) for way, each in shares.items()}
+    best = max(means, key=lambda way: means[way]["value"])
+    others = [each for way, each in means.items() if way != best]
+    alike = sum(told_apart(means[best], each) == 0 for each in others)
+    names = dict(zip(("via", "noise", "theta"), best, strict=True))
+    return {**names, "both": means[best], "ways": len(means), "alike": alike}
 
 
 def round_trips(

@@ -130,7 +130,7 @@ class AutoregressivePrior(CaptionPrior, CodedEmbeddings, ModelMixin, ConfigMixin
         generators: Sequence[torch.Generator],
         *,
         temperature: float = 1.0,
-        top_p: float = 1.0,
+        top_p: float = 0.5,
         on_step: Callable[[int, int], None] | None = None,
     ) -> Tensor:
         """Draw image embeddings for captions, [B, D] of unit norm, float32.
@@ -142,7 +142,8 @@ class AutoregressivePrior(CaptionPrior, CodedEmbeddings, ModelMixin, ConfigMixin
             text: P captions. generators: of B rows, on the CPU, those of the first caption first; B is a multiple of P.
                 A row depends on its caption and its generator alone.
             temperature: logits are divided by it; 0 takes the likeliest code each time.
-            top_p: of each code the likeliest buckets that together reach this probability are kept.
+            top_p: of each code the likeliest buckets that together reach this probability are kept; 1 draws from the
+                distribution as it is, whose many small components are noise to a caption.
             on_step: called with the number of codes drawn so far and K.
 
         Raises: UserError for a temperature below 0, a top_p outside (0, 1], or rows that do not fit the captions.

@@ -1,0 +1,168 @@
+"""The commands that work on pictures: what they write, that they read any picture, and what they say to bad input."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.torch import load_file
+
+from unclip import cli
+
+
+def call(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as end:
+        cli.main([str(each) for each in arguments])
+    return int(end.value.code or 0)
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> dict[str, Path]:
+    """A picture of each awkward kind."""
+    ramp = np.arange(48 * 32, dtype=np.uint16).reshape(48, 32)
+    colours = np.random.default_rng(0).integers(0, 256, (20, 64, 4), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    paths = {name: tmp_path / name for name in ("alpha.png", "wide.jpg", "grey16.png", "palette.gif")}
+    Image.fromarray(colours).save(paths["alpha.png"])
+    Image.fromarray(colours[..., :3]).save(paths["wide.jpg"], exif=exif)
+    Image.fromarray(ramp * 40).save(paths["grey16.png"])
+    Image.fromarray(colours[..., :3]).convert("P").save(paths["palette.gif"])
+    return paths
+
+
+@pytest.fixture
+def common(tiny_model: Path, tmp_path: Path) -> list[object]:
+    return [
+        "--model",
+        tiny_model,
+        "-o",
+        tmp_path / "out",
+        "--seed",
+        3,
+        "--size",
+        16,
+        "--json",
+        "--no-progress",
+    ]
+
+
+COMMANDS: dict[str, list[object]] = {
+    "vary": ["-n", 2, "--steps", 2],
+    "diff": ["--from", "red apple", "--to", "green apple", "--frames", 3, "--steps", 2],
+    "edit": ["a red apple", "--strength", 0.5, "--steps", 2],
+}
+
+
+@pytest.mark.parametrize("kind", ["alpha.png", "wide.jpg", "grey16.png", "palette.gif"])
+@pytest.mark.parametrize("command", COMMANDS)
+def test_any_picture_will_do(command: str, kind: str, pictures, common, capsys) -> None:
+    options = COMMANDS[command]
+    assert call(command, pictures[kind], *options, *common) == 0
+    said = json.loads(capsys.readouterr().out)
+    count = {"vary": 2, "diff": 3, "edit": 1}[command]
+    assert [each["seed"] for each in said["images"]] == ([3, 4] if command == "vary" else [3] * count)
+    for each in said["images"]:
+        with Image.open(each["path"]) as made:
+            assert made.size == (16, 16)
+            assert made.info["operation"] == command
+            assert made.info["image"] == kind  # its name, no path of this machine
+    first = Path(said["images"][0]["path"]).read_bytes()
+    assert call(command, pictures[kind], *options, *common) == 0
+    assert Path(said["images"][0]["path"]).read_bytes() == first
+
+
+def test_a_blend_of_all_kinds(pictures, common, capsys, tmp_path: Path) -> None:
+    inputs = [*pictures.values(), "prompt:a red apple"]
+    assert call("blend", *inputs, "--frames", 5, "--steps", 2, "--gif", *common) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert len(said["images"]) == 5
+    with Image.open(said["grid"]) as strip:
+        assert strip.width > 5 * 16
+    (gif,) = (tmp_path / "out").glob("*.gif")
+    with Image.open(gif) as film:
+        assert film.n_frames == 8  # there and back
+    assert call("blend", *inputs, "--weights", "1,0,2,0,1", "--steps", 2, *common) == 0
+    assert len(json.loads(capsys.readouterr().out)["images"]) == 1
+
+
+def test_upscaling_keeps_the_shape(pictures, tiny_model: Path, tmp_path: Path, capsys) -> None:
+    options = ["--model", tiny_model, "-o", tmp_path / "out", "--json", "--no-progress", "--size", 64]
+    assert call("upscale", pictures["alpha.png"], *options) == 0
+    made = json.loads(capsys.readouterr().out)["images"][0]
+    assert (made["width"], made["height"]) == (64, 20)
+
+
+def test_a_latent_closes_the_circle(pictures, common, tiny_model: Path, tmp_path: Path, capsys) -> None:
+    latent = tmp_path / "latent.safetensors"
+    options = ["--model", tiny_model, "--no-progress"]
+    assert call("invert", *pictures.values(), "-o", latent, "--steps", 2, *options) == 0
+    tensors = load_file(latent)
+    assert tensors["noise"].shape == (4, 3, 16, 16)
+    capsys.readouterr()
+    assert call("generate", "--image-embeds", latent, *common) == 0
+    assert len(json.loads(capsys.readouterr().out)["images"]) == 4
+    assert call("vary", latent, "--eta", 0, "-n", 1, *common) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["image"] == "latent.safetensors"
+    assert len({each["path"] for each in said["images"]}) == 4
+
+
+def test_own_captions_are_chosen_from(pictures, tiny_model: Path, tmp_path: Path, capsys) -> None:
+    captions = tmp_path / "captions.txt"
+    captions.write_text("a red apple\na blue house\n")
+    assert (
+        call("describe", pictures["wide.jpg"], "--captions", captions, "--model", tiny_model, "--json") == 0
+    )
+    (described,) = json.loads(capsys.readouterr().out)
+    assert {caption for caption, _ in described["captions"]} == {"a red apple", "a blue house"}
+
+
+def bad(pictures: dict[str, Path], tmp_path: Path) -> dict[str, tuple[list[object], str]]:
+    """Command lines that cannot work, and what has to be said of them."""
+    (tmp_path / "empty.png").touch()
+    (tmp_path / "text.png").write_text("no picture")
+    black, small = tmp_path / "black.png", tmp_path / "small.png"
+    Image.new("L", (64, 20)).save(black)
+    Image.new("L", (8, 8), 255).save(small)
+    Image.new("1", (20_000, 20_000)).save(tmp_path / "huge.png")
+    image, opaque = pictures["alpha.png"], pictures["palette.gif"]
+    diff: list[object] = ["diff", image, "--from", "red apple", "--to", "green apple"]
+    return {
+        "missing": (["vary", tmp_path / "none.png"], "no picture at"),
+        "folder": (["upscale", tmp_path], "is a folder"),
+        "zero bytes": (["vary", tmp_path / "empty.png"], "is empty"),
+        "text": (["edit", tmp_path / "text.png", "a"], "no picture that can be read"),
+        "huge": (["vary", tmp_path / "huge.png"], "20000 x 20000"),
+        "mask of another size": (["edit", image, "a red apple", "--mask", small], "8 x 8"),
+        "empty mask": (["edit", image, "a red apple", "--mask", black], "the mask marks nothing"),
+        "no hole": (["edit", opaque, "a red apple"], "there is nothing to fill"),
+        "mask and strength": (["edit", image, "a", "--mask", black, "--strength", 0.5], "leave out --mask"),
+        "weights that sum to zero": (["blend", image, opaque, "--weights", "0,0"], "sum to zero"),
+        "negative weight": (["blend", image, opaque, "--weights", "1,-1"], "0 or more"),
+        "weights of another number": (["blend", image, opaque, "--weights", "1,1,1"], "for 2 inputs"),
+        "no numbers": (["blend", image, opaque, "--weights", "a,b"], "--weights takes numbers"),
+        "one input": (["blend", image], "two inputs or more"),
+        "theta": ([*diff, "--theta", 0.6], "theta must lie between 0 and 0.5"),
+        "same texts": (["diff", image, "--from", "red apple", "--to", "red apple"], "mean the same"),
+        "unequal diffs": ([*diff, "--to", "blue house"], "1 source and 2 target"),
+        "eta": (["vary", image, "--eta", 2], "eta must lie between 0 and 1"),
+        "strength": (["edit", image, "a", "--strength", 0], "strength 0"),
+        "noise": (["vary", image, "--noise", "loud"], "noise must be one of"),
+        "prior": ([*diff, "--prior", "nobody"], "no prior 'nobody'"),
+        "latent": (["generate", "--image-embeds", tmp_path / "none.safetensors"], "no file at"),
+    }
+
+
+def test_bad_input_is_one_line(pictures, common, tmp_path: Path, capsys) -> None:
+    for name, (arguments, expected) in bad(pictures, tmp_path).items():
+        given = [each for each in common if not (arguments[0] == "upscale" and each in ("--size", 16))]
+        assert call(*arguments, *given) == 2, name
+        said = capsys.readouterr()
+        assert said.out == "", name
+        assert len(said.err.splitlines()) == 1, (name, said.err)
+        assert expected in said.err, (name, said.err)
+    assert not list((tmp_path / "out").glob("*"))
