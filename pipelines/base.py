@@ -140,6 +140,10 @@ class UnCLIPStages(PlainWords, SeveralPriors):
             pipeline._looked,
         )
         pipe._priors_folder = pipeline._priors_folder
+        if source := pipeline.config.get(
+            "_name_or_path"
+        ):  # where both are looked for if diffusers' loader was used
+            pipe.register_to_config(_name_or_path=source)
         pipe.set_progress_bar_config(**getattr(pipeline, "_progress_bar_config", {}))
         return pipe
 

@@ -19,8 +19,8 @@ from unclip.diffusion import inpaint, noise_to_step
 from unclip.errors import UserError
 
 from .calls import Call, CallOptions, steps_of
-from .inputs import prompt_list
-from .manipulation import Given, Manipulation, check_count, check_share, read, seeds_of
+from .inputs import negative_list
+from .manipulation import Given, Manipulation, check_count, check_share, prompts_of, read, seeds_of
 from .masks import holes, paste
 from .reading import Fit, Source
 from .sphere import slerp
@@ -43,10 +43,10 @@ class _Edit(Manipulation):
         call: Call,
     ) -> tuple[Tensor, TextEncoding, TextEncoding | None]:
         """z_i [B, D], captions and negative captions (B rows)."""
-        count = len(given)
-        text = self.caption(prompt_list(prompt), count, 1, call)
-        negative = self.caption(negative_prompt, count, 1, call)
-        assert text is not None
+        prompts = prompts_of(prompt, len(given))
+        negatives = None if negative_prompt is None else negative_list(negative_prompt, len(given))
+        text = self.encode(prompts, call)
+        negative = None if negatives is None else self.encode(negatives, call)
         z = self.embeds_of(text, negative, seeds, call)
         if image_weight:
             z = F.normalize(slerp(z, self.embed(given).repeat_interleave(each, dim=0), image_weight), dim=-1)
@@ -107,8 +107,9 @@ class UnCLIPImg2ImgPipeline(_Edit):
 class UnCLIPInpaintPipeline(_Edit):
     """Pictures with a hole that is filled as a prompt says; what is not in the hole stays.
 
-    At the decoder's size every pixel outside the hole is the picture's own. Each upsampler may touch all of its picture,
-    so there the given picture, as large, is pasted back; over a seam around the hole, 1/32 of the side wide, it fades in.
+    At the decoder's size every pixel outside the hole is the picture's own. Each upsampler may touch all of its
+    picture, so there the given one, as large, is pasted back; it fades in over a seam around the hole, 1/32 of the side
+    wide.
 
     A call takes:
         prompt: what the whole picture is to show; one, or one for each picture.
@@ -196,5 +197,5 @@ class UnCLIPInpaintPipeline(_Edit):
                 callback_on_step_end=on_step,
             )
 
-        count = num_resamplings * steps_of(scheduler, steps)
+        count = num_resamplings * (steps_of(scheduler, steps) - 1) + 1  # the last one is taken once
         return self.in_groups(call, "decoder", count, len(z), self._base_size, fill)

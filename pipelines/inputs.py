@@ -120,7 +120,7 @@ def check_request(
     check_generators(generator, request.count * num_images_per_prompt)
     if negative_prompt is None:
         return request
-    return Request(**{**vars(request), "negatives": _negatives(negative_prompt, request.count)})
+    return Request(**{**vars(request), "negatives": negative_list(negative_prompt, request.count)})
 
 
 def prompt_list(prompt: str | Sequence[str]) -> list[str]:
@@ -165,7 +165,7 @@ def choose_size(sizes: Sequence[int], size: int | None, height: int | None, widt
     return int(side)
 
 
-def _negatives(negative: str | Sequence[str], count: int) -> list[str]:
+def negative_list(negative: str | Sequence[str], count: int) -> list[str]:
     """One caption for each of `count`; "" stands for none."""
     negatives = [negative] * count if isinstance(negative, str) else negative
     if not isinstance(negatives, (list, tuple)) or not all(isinstance(each, str) for each in negatives):

@@ -39,8 +39,8 @@ class UnCLIPInterpolationPipeline(Manipulation):
         inputs: two or more: pictures, strings "prompt:a red apple", and embeddings, tensors [D].
         weights: how much of each input, none negative: [n] for one picture, [F, n] for F of them.
         num_frames: without weights, so many pictures on the way through all inputs; 1 is the even blend of all.
-        noise: "slerp" blends the x_T of the inputs likewise (those of pictures are found by inversion), "fixed" takes one
-            new x_T for all pictures, "fresh" one for each.
+        noise: "slerp" blends the x_T of the inputs likewise (those of pictures are found by inversion), "fixed" takes
+            one new x_T for all pictures, "fresh" one for each.
         fit: how a picture is made square: "pad" on white, "crop" the middle, "stretch".
     and the options that every pipeline takes (`CallOptions`, explained at `UnCLIPTextToImagePipeline`), of which
     decoder_num_inference_steps is INVERSION_STEPS where x_T is found.
@@ -74,8 +74,9 @@ class UnCLIPInterpolationPipeline(Manipulation):
         seeds = seeds_of(call, 1, len(shares))
         if how == "fixed":
             seeds = seeds[:1] * len(shares)
-        # An input's own seed: the k-th of the call, whatever else is blended.
-        ends = self._ends(inputs, fit, seeds_of(call, 1, len(inputs)) if how == "slerp" else None, call)
+        # An input's own seed: the k-th of the first picture's, however many pictures are made.
+        own = [ImageSeed(seeds[0].base, k) for k in range(len(inputs))]
+        ends = self._ends(inputs, fit, own, call, with_noise=how == "slerp")
         embeds = spherical_mean(ends.embeds.expand(len(shares), -1, -1), shares)
         if how == "slerp":
             flat = spherical_mean(ends.noise.flatten(1).expand(len(shares), -1, -1), shares)
@@ -85,8 +86,10 @@ class UnCLIPInterpolationPipeline(Manipulation):
             pictures = self.decode(embeds, None, None, seeds, call)
         return self.finish(embeds, pictures, seeds, call)
 
-    def _ends(self, inputs: Sequence[Any], fit: Fit, seeds: list[ImageSeed] | None, call: Call) -> Ends:
-        """z_i of all inputs and, with a seed for each, their x_T: of pictures by inversion, of others drawn."""
+    def _ends(
+        self, inputs: Sequence[Any], fit: Fit, seeds: list[ImageSeed], call: Call, *, with_noise: bool
+    ) -> Ends:
+        """z_i of all inputs and, if asked for, x_T: of pictures by inversion, of others drawn; a seed for each."""
         n = len(inputs)
         prompts = {i: each.removeprefix(PROMPT) for i, each in enumerate(inputs) if _is_prompt(each)}
         vectors = {i: each for i, each in enumerate(inputs) if isinstance(each, Tensor) and each.ndim == 1}
@@ -96,13 +99,12 @@ class UnCLIPInterpolationPipeline(Manipulation):
         embeds = torch.zeros(n, self.clip.embed_dim, device=self.device)
         for i, vector in vectors.items():
             embeds[i] = check_embeds(vector[None], self.clip.embed_dim, 1)
-        own = seeds or seeds_of(call, 1, n)
         if prompts:
             which = list(prompts)
-            embeds[which] = self.embeds_of(self.encode(texts, call), None, [own[i] for i in which], call)
+            embeds[which] = self.embeds_of(self.encode(texts, call), None, [seeds[i] for i in which], call)
         if given is not None:
             embeds[places] = self.embed(given)
-        if seeds is None:
+        if not with_noise:
             return Ends(embeds, embeds.new_zeros(n, 0))
         x_T = decoder_noise(self.decoder, seeds)[0]
         if given is not None:

@@ -1,4 +1,4 @@
-"""The bipartite latent of a picture (unCLIP §3): z_i, what CLIP sees in it, and x_T, all else that the decoder needs."""
+"""The bipartite latent of a picture (unCLIP §3): z_i, what CLIP sees in it, and x_T, what else the decoder needs."""
 
 from __future__ import annotations
 

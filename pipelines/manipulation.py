@@ -112,19 +112,28 @@ class Manipulation(UnCLIPStages):
     def caption(
         self, prompt: str | Sequence[str] | None, count: int, each: int, call: Call
     ) -> TextEncoding | None:
-        """Captions that the decoder is given besides z_i: one, or one for each of `count` pictures; `each` rows of each.
+        """Captions that the decoder is given besides z_i, one or one for each of `count` pictures; `each` rows of each.
 
         Raises:
             UserError: another number of them, or an empty one.
         """
         if prompt is None:
             return None
-        prompts = prompt_list(prompt)
-        if len(prompts) not in (1, count):
-            raise UserError(
-                f"got {len(prompts)} prompts for {count} pictures: give one for each, or a single one"
-            )
-        return repeat(self.encode(prompts * (count // len(prompts)), call), each)
+        return repeat(self.encode(prompts_of(prompt, count), call), each)
+
+
+def prompts_of(prompt: str | Sequence[str], count: int) -> list[str]:
+    """A caption for each of `count` pictures.
+
+    Raises:
+        UserError: neither one is given nor one for each, or one is empty.
+    """
+    prompts = prompt_list(prompt)
+    if len(prompts) not in (1, count):
+        raise UserError(
+            f"got {len(prompts)} prompts for {count} pictures: give one for each, or a single one"
+        )
+    return prompts * (count // len(prompts))
 
 
 def seeds_of(call: Call, inputs: int, each: int) -> list[ImageSeed]:

@@ -15,7 +15,7 @@ from .manipulation import Given, check_share
 from .reading import Picture, Source, read_mask, source_list, square
 
 SEAM = 32  # the seam around a hole is 1 / SEAM of the side wide
-TOUCHED = 0.01  # share of a pixel that a hole must cover to take it; less is rounding
+TOUCHED = 1e-3  # share of a pixel that a hole must cover to take it; less is rounding
 OPAQUE = 0.5  # what is less opaque is a hole, where alpha says where it is
 
 ROUGH = 64  # pixels at which is looked whether there is a hole
@@ -47,17 +47,16 @@ def holes(
     pictures = [_with_hole(picture, mask) for picture, mask in zip(given.pictures, masks, strict=True)]
     if outpaint:
         pictures = [_smaller(picture, outpaint, given.fit) for picture in pictures]
-    if not all(bool((square(each, ROUGH, given.fit).alpha < 1).any()) for each in pictures):
-        raise UserError(
-            "there is nothing to fill: give a mask, a picture with transparent parts, or outpaint above 0"
-        )
-    made = replace(given, pictures=pictures)
 
     def hole_at(size: int) -> Tensor:
         alpha = torch.stack([square(each, size, given.fit).alpha for each in pictures])
         return (alpha < 1 - TOUCHED).float()
 
-    return made, hole_at
+    if not bool(hole_at(ROUGH).flatten(1).any(dim=1).all()):
+        raise UserError(
+            "there is nothing to fill: give a mask, a picture with transparent parts, or outpaint above 0"
+        )
+    return replace(given, pictures=pictures), hole_at
 
 
 def _with_hole(picture: Picture, mask: Source | None) -> Picture:

@@ -170,11 +170,11 @@ class SeveralPriors(DiffusionPipeline):
         if not isinstance(prior, PRIORS):
             known = ", ".join(kind.__name__ for kind in PRIORS)
             raise UserError(f"prior must be a name or one of {known}, got {name}")
-        if prior.config.embed_dim != self.clip.embed_dim:
-            raise UserError(
-                f"the prior {name} was trained on another CLIP: its embed_dim is {prior.config.embed_dim}, CLIP's is "
-                f"{self.clip.embed_dim}"
-            )
+        for size in ("embed_dim", "token_dim"):
+            if (own := prior.config[size]) != (wanted := getattr(self.clip, size)):
+                raise UserError(
+                    f"the prior {name} was trained on another CLIP: its {size} is {own}, CLIP's is {wanted}"
+                )
         return prior
 
     def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:

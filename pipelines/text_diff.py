@@ -34,9 +34,9 @@ SAME = 1e-4  # difference of two embeddings below which the captions say the sam
 class UnCLIPTextDiffPipeline(Manipulation):
     """Pictures to what they become when one caption turns into another.
 
-    The difference z_d is normalised, z_i goes by slerp(z_i, z_d, θ). The paper takes z_d of the captions' embeddings z_t;
-    here the difference of what the prior makes of the two captions is offered, too: it knows what the change does to
-    an image embedding.
+    The difference z_d is normalised, z_i goes by slerp(z_i, z_d, θ). The paper takes z_d of the captions' embeddings
+    z_t; here the difference of what the prior makes of the two captions is offered, too: it knows what the change does
+    to an image embedding.
 
     A call takes:
         image: a picture or P of them: paths, PIL pictures, arrays, tensors; any size, mode and orientation.
@@ -100,7 +100,7 @@ class UnCLIPTextDiffPipeline(Manipulation):
         """z_d [P, D] of unit norm: the sum of all differences, each normalised before.
 
         Raises:
-            UserError: two captions say the same.
+            UserError: two captions say the same, or the differences cancel out.
         """
         total = torch.zeros(len(seeds), self.clip.embed_dim, device=self.device)
         for source, target in zip(sources, targets, strict=True):
@@ -115,6 +115,8 @@ class UnCLIPTextDiffPipeline(Manipulation):
                     f"{source!r} and {target!r} mean the same to this model: there is no difference to go"
                 )
             total = total + F.normalize(difference, dim=-1)
+        if float(total.norm(dim=-1).min()) < SAME:
+            raise UserError("the differences cancel out: leave out those that undo each other")
         return F.normalize(total, dim=-1)
 
 
@@ -124,13 +126,15 @@ def check_diffs(source: str | Sequence[str], target: str | Sequence[str]) -> tup
     Raises:
         UserError: they are not.
     """
-    sources = [source] if isinstance(source, str) else list(source)
+    sources = [source] if isinstance(source, str) else source
     targets = prompt_list(target)
-    if len(sources) != len(targets) or not all(isinstance(each, str) for each in sources):
+    if not isinstance(sources, (list, tuple)) or not all(isinstance(each, str) for each in sources):
+        raise UserError(f"source_prompt must be a string or a list of strings, got {source!r}")
+    if len(sources) != len(targets):
         raise UserError(
             f"got {len(sources)} source and {len(targets)} target prompts: every diff has one of each"
         )
-    return sources, targets
+    return list(sources), targets
 
 
 def check_thetas(theta: float | Sequence[float], num_frames: int | None) -> list[float]:

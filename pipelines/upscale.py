@@ -33,7 +33,7 @@ class UnCLIPUpscalePipeline(Manipulation):
 
     @torch.no_grad()
     def __call__(self, image: Source | Sequence[Source], **options: Unpack[CallOptions]) -> Any:
-        """Enlarge pictures; the arguments are explained at the class. Returns a list of pictures, or one tensor or array.
+        """Enlarge pictures; the arguments are explained at the class. Returns a list, or one tensor or array.
 
         Raises:
             UserError: an argument is wrong; said before any network runs.
@@ -56,7 +56,7 @@ class UnCLIPUpscalePipeline(Manipulation):
             )
         enlarged = []
         for picture, seed in zip(pictures, seeds, strict=True):
-            start, x = self._fitting(picture, sides[: sides.index(call.size)])
+            start, x = self._start_from(picture, sides[: sides.index(call.size)])
             for side in sides[sides.index(start) + 1 : sides.index(call.size) + 1]:
                 x = self.upsample(self.sizes[side], side, x, [seed], call)
             enlarged.append(x)
@@ -65,7 +65,7 @@ class UnCLIPUpscalePipeline(Manipulation):
             return [to_output(each, "pil")[0] for each in enlarged]
         return to_output(torch.cat(enlarged), call.output_type)
 
-    def _fitting(self, picture: Picture, sides: list[int]) -> tuple[int, torch.Tensor]:
+    def _start_from(self, picture: Picture, sides: list[int]) -> tuple[int, torch.Tensor]:
         """The picture [1, 3, h, w] as large as one of `sides`, the largest that it reaches, and that one."""
         longer = max(picture.size)
         start = max((side for side in sides if side <= longer), default=sides[0])

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from typing_extensions import Unpack
 
+from unclip.errors import UserError
+
 from .calls import CallOptions
 from .latents import Latents
 from .manipulation import (
@@ -67,6 +69,8 @@ class UnCLIPVariationPipeline(Manipulation):
         found = latents.options() if latents else {"decoder_num_inference_steps": INVERSION_STEPS}
         call = self.check(options, **(found if inverted else {}))
         given = None if isinstance(image, Latents) else read(image, fit)
+        if latents:
+            self._check_latents(latents)
         count, each = len(latents.noise if latents else given or ()), num_images_per_prompt
         seeds = seeds_of(call, count, each)
         text = self.caption(prompt, count, 1, call)
@@ -84,3 +88,15 @@ class UnCLIPVariationPipeline(Manipulation):
             embeds, captions, None, seeds, call, scheduler=self.ddim_scheduler, noise=x_T, eta=eta
         )
         return self.finish(embeds, pictures, seeds, call)
+
+    def _check_latents(self, latents: Latents) -> None:
+        """Raise UserError if they are another model's."""
+        config: Any = self.decoder.config
+        count = len(latents.noise)
+        wanted = (count, self.clip.embed_dim), (count, 3, config.sample_size, config.sample_size)
+        found = tuple(latents.image_embeds.shape), tuple(latents.noise.shape)
+        if count == 0 or found != wanted:
+            raise UserError(
+                f"the latents are of shapes {found[0]} and {found[1]}, this model's {wanted[0]} and {wanted[1]}: "
+                "invert the picture with this model"
+            )

@@ -293,21 +293,26 @@ def half(mode: str = "L") -> Image.Image:
 
 
 def test_mask() -> None:
-    expected = torch.zeros(1, 8, 8)
-    expected[:, 2:6, 4:] = 1
+    expected = torch.zeros(1, 4, 8)
+    expected[..., 4:] = 1
     for source in (half(), half("RGB"), half("1"), half("RGBA"), np.asarray(half()), np.asarray(half()) > 99):
-        assert_close(read_mask(source, 8, like=(4, 8)), expected)  # type: ignore[arg-type]
-    assert_close(read_mask(half(), 4, "crop", like=(4, 8)), expected[:, 2:6, 2:6])
-    edge = read_mask(half(), 4, "stretch", like=(4, 8))
-    assert_close(edge[0, :, [0, 3]], torch.tensor([0.0, 1.0]).expand(4, 2))
-    assert_close(edge.mean(), torch.tensor(0.5))  # the share of white is kept
-    assert_close(read_mask(Image.new("L", (4, 4), "white"), 4, like=(4, 4)), torch.ones(1, 4, 4))
+        assert_close(read_mask(source, like=(4, 8)), expected, rtol=0, atol=0)  # type: ignore[arg-type]
+    assert_close(read_mask(Image.new("L", (4, 4), "white"), like=(4, 4)), torch.ones(1, 4, 4))
+
+
+def test_a_mask_is_white_or_black() -> None:
+    ramp = np.linspace(0, 255, 16).astype(np.uint8)[None].repeat(3, 0)
+    assert_close(read_mask(ramp, like=(3, 16))[0, 0], (torch.arange(16) > 7).float())
+    colours = np.zeros((1, 3, 3), np.uint8)
+    colours[0, range(3), range(3)] = 255  # a third as bright as white
+    colours[0, 2] = (255, 255, 0)
+    assert_close(read_mask(colours, like=(1, 3)), torch.tensor([[[0.0, 0.0, 1.0]]]))
 
 
 def test_transparent_parts_of_a_mask_are_kept() -> None:
     strokes = np.full((4, 4, 4), 255, np.uint8)
     strokes[:2, :, 3] = 0
-    assert_close(read_mask(strokes, 4, like=(4, 4))[0, :, 0], torch.tensor([0.0, 0, 1, 1]))
+    assert_close(read_mask(strokes, like=(4, 4))[0, :, 0], torch.tensor([0.0, 0, 1, 1]))
 
 
 def test_a_mask_lies_as_its_picture_does(tmp_path: Path) -> None:
@@ -318,21 +323,15 @@ def test_a_mask_lies_as_its_picture_does(tmp_path: Path) -> None:
     photo.save(tmp_path / "a.png", exif=exif)
     picture = read_picture(tmp_path / "a.png")
     assert picture.size == (60, 40)
-    for fit in ("crop", "stretch"):
-        mask = read_mask(tmp_path / "a.png", 20, fit, like=picture.size)
-        assert_close((mask > 0.5).float() * 2 - 1, square(picture, 20, fit).rgb[:1].sign())
-        assert mask[0, 0, 0] == 1
-        assert mask[0, -1, 0] == 0
+    mask = read_mask(tmp_path / "a.png", like=picture.size)
+    assert_close(mask * 2 - 1, picture.rgb[:1])
+    assert_close(mask.mean(2), (torch.arange(60) < 20).float()[None])
 
 
 def test_masks_that_do_not_do() -> None:
     with pytest.raises(UserError, match=r"the mask has 8 x 4 pixels and its picture 8 x 8: give a mask"):
-        read_mask(half(), 8, like=(8, 8))
-    for fit, source in (("pad", Image.new("L", (8, 4), 90)), ("crop", half().crop((2, 0, 10, 4)))):
-        if fit == "crop":
-            source = Image.new("L", (8, 4))
-            source.putpixel((7, 0), 255)  # cut away
-        with pytest.raises(UserError, match="marks nothing: paint white"):
-            read_mask(source, 4, fit, like=(4, 8))  # type: ignore[arg-type]
+        read_mask(half(), like=(8, 8))
+    with pytest.raises(UserError, match="marks nothing: paint white"):
+        read_mask(Image.new("L", (8, 4), 90), like=(4, 8))
     with pytest.raises(UserError, match="the mask is an array of shape"):
-        read_mask(np.zeros((4, 4, 2)), 4, like=(4, 4))
+        read_mask(np.zeros((4, 4, 2)), like=(4, 4))

@@ -90,7 +90,7 @@ def test_files_that_are_no_pictures(tmp_path: Path) -> None:
     for path in (text, drawing):  # an EPS would be handed to another program
         assert line(read_picture, path).startswith(f"{path} is no picture that can be read: give a PNG")
     assert line(read_pictures, [Image.new("L", (1, 1)), missing], 8).startswith("no picture at")
-    assert line(read_mask, missing, 8, like=(1, 1)).startswith("no picture at")
+    assert line(read_mask, missing, like=(1, 1)).startswith("no picture at")
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "gif", "bmp", "tiff"])

@@ -45,7 +45,7 @@ class Options(Drawing):
 
     Attributes:
         pictures: to change, dealt evenly to the kinds of change.
-        thetas: how far the diffs go. round_trip: pictures that are inverted and decoded again.
+        thetas: how far the diffs go. vias, noises: in which ways. round_trip: pictures that are inverted and decoded again.
         grid: pictures of each kind in its grid: the first of the seeded list, good or bad.
     """
 
@@ -59,11 +59,16 @@ class Options(Drawing):
     round_trip: int = 24
     grid: int = 8
     thetas: tuple[float, ...] = THETAS
+    vias: tuple[str, ...] = VIAS
+    noises: tuple[str, ...] = NOISES
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if wrong := [each for each in self.thetas if not 0 <= each <= 0.5]:
             raise UserError(f"theta must lie between 0 and 0.5, got {wrong[0]}")
+        for name, known in (("vias", VIAS), ("noises", NOISES)):
+            if wrong_names := set(getattr(self, name)) - set(known):
+                raise UserError(f"{name}: choose of {', '.join(known)}, got {wrong_names.pop()}")
         # The picture itself is what all others are compared with.
         object.__setattr__(self, "thetas", tuple(sorted({0.0, *self.thetas})))
 
@@ -88,7 +93,7 @@ def measure_manipulations(
     report: Figures = {
         "settings": {
             **asdict(options),
-            "thetas": list(options.thetas),
+            **{name: list(getattr(options, name)) for name in ("thetas", "vias", "noises")},
             **manipulator.settings,
             "model": manipulator.fingerprint,
             "judge": net.name,
@@ -121,10 +126,10 @@ def measure_kind(
     The shares are `reached`, `kept`, both at once (`both`), and for styles `nearest`.
     """
     rows = []
-    for noise, via in product(NOISES, VIAS):
+    for noise, via in product(options.noises, options.vias):
         tell(f"{kind.name}: via {via}, {noise} x_T")
         made = draw_diffs(kind, data, manipulator, out, options, via, noise)  # [Q][T]
-        if (noise, via) == ("inverted", "prior"):
+        if (noise, via) == (options.noises[-1], options.vias[0]):
             _save_grid(kind, made, data, out / f"{kind.name}.webp", options)
         for t, theta in enumerate(options.thetas):
             pictures = [strip[t] for strip in made]

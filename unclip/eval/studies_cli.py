@@ -92,6 +92,8 @@ def manipulations_command(
     theta: Annotated[
         list[float] | None, typer.Option(help="How far, 0 to 0.5; repeat for more; by default several.")
     ] = None,
+    via: Annotated[list[str] | None, typer.Option(help="prior or text; both by default.")] = None,
+    noise: Annotated[list[str] | None, typer.Option(help="inverted or fresh; both by default.")] = None,
     round_trip: Annotated[int, typer.Option(help="Pictures inverted and decoded again; 0: none.")] = 24,
     judge: Annotated[str, _JUDGE] = "mobilenet_v2",
     grid: Annotated[int, typer.Option(help="Pictures in the grid of each kind.")] = 8,
@@ -102,12 +104,18 @@ def manipulations_command(
 
     What OUT holds already of the same model and settings is not drawn again.
     """
-    from unclip.eval.manipulations import THETAS, Options, measure_manipulations
+    from unclip.eval.manipulations import NOISES, THETAS, VIAS, Options, measure_manipulations
     from unclip.eval.manipulations_report import manipulations_markdown, manipulations_tables
     from unclip.pipelines.measured import as_manipulator
 
     options = Options(
-        pictures=pictures, seed=seed, round_trip=round_trip, grid=grid, thetas=tuple(theta or THETAS)
+        pictures=pictures,
+        seed=seed,
+        round_trip=round_trip,
+        grid=grid,
+        thetas=tuple(theta or THETAS),
+        vias=tuple(via or VIAS),
+        noises=tuple(noise or NOISES),
     )
     shown, net, cache, pipe = _ready(data, model, out, judge, device)
     size = min(pipe.sizes)
