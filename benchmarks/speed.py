@@ -22,7 +22,7 @@ from unclip.clip import TextEncoding
 from unclip.files import atomic_path
 from unclip.models import DiffusionPrior, RecallPrior
 from unclip.pipelines import UnCLIPTextToImagePipeline
-from unclip.pipelines.stages import denoiser_of, image_seeds, sample_decoder, sample_prior, sample_upsampler
+from unclip.pipelines.stages import denoiser_of, image_seeds, sample_upsampler
 from unclip.train.presets import preset
 
 CAPTIONS = (
@@ -151,29 +151,13 @@ def stages(pipe: UnCLIPTextToImagePipeline, repeats: int) -> list[Row]:
     embeds = text.embeds
     steps = settings.upsampler_num_inference_steps
 
+    call = pipe.check({})
+
     def prior() -> torch.Tensor:
-        return sample_prior(
-            pipe.prior,
-            pipe.prior_scheduler,
-            text,
-            null,
-            seeds,
-            num_inference_steps=settings.prior_num_inference_steps,
-            guidance_scale=settings.prior_guidance_scale,
-            num_candidates=settings.num_prior_candidates,
-        )
+        return pipe.embeds_of(text, null, seeds, call)
 
     def decoder() -> torch.Tensor:
-        return sample_decoder(
-            pipe.decoder,
-            pipe.decoder_scheduler,
-            embeds,
-            text,
-            None,
-            seeds,
-            num_inference_steps=settings.decoder_num_inference_steps,
-            guidance_scale=settings.decoder_guidance_scale,
-        )
+        return pipe.decode(embeds, text, None, seeds, call)
 
     def encode() -> TextEncoding:
         return pipe.clip.encode_text([CAPTIONS[0]])

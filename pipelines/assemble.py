@@ -64,18 +64,9 @@ def assemble(
     if (word_pieces is None) != (data is None):
         raise UserError("word_pieces and data go together: the pieces in the captions of the data are kept")
     words = None if lexicon is None else Lexicon.load(lexicon)
-    parts: dict[str, Any] = {
-        "clip": load_network(FrozenCLIP, clip),
-        "prior": load_network(PRIORS, prior),
-        "decoder": load_network(Decoder, decoder),
-        "upsampler_256": None if upsampler_256 is None else load_network(Upsampler, upsampler_256),
-        "upsampler_1024": None if upsampler_1024 is None else load_network(Upsampler, upsampler_1024),
-    }
+    parts = _read_parts(clip, prior, decoder, upsampler_256, upsampler_1024)
     others = {name: load_network(PRIORS, path) for name, path in (priors or {}).items()}
-    if reserved := {DIFFUSION, NONE} & others.keys():
-        raise UserError(f"a further prior cannot be called {reserved.pop()}: that name has a meaning already")
-    fitting = {"prior": parts["prior"], "decoder": parts["decoder"]}
-    _check_fit(parts["clip"], fitting | {f"prior {name}": prior for name, prior in others.items()})
+    _check_fit(parts, others)
     if word_pieces is not None and data is not None:
         parts["clip"] = keep_frequent_pieces(parts["clip"], word_pieces, captions_of(data))
     networks = [*filter(None, parts.values()), *others.values()]
@@ -93,6 +84,23 @@ def assemble(
         for name, prior in others.items():
             prior.save_pretrained(temporary / PRIORS_FOLDER / name)
     return folder
+
+
+def _read_parts(
+    clip: str | Path,
+    prior: str | Path,
+    decoder: str | Path,
+    upsampler_256: str | Path | None,
+    upsampler_1024: str | Path | None,
+) -> dict[str, Any]:
+    """The networks of a pipeline by component."""
+    return {
+        "clip": load_network(FrozenCLIP, clip),
+        "prior": load_network(PRIORS, prior),
+        "decoder": load_network(Decoder, decoder),
+        "upsampler_256": None if upsampler_256 is None else load_network(Upsampler, upsampler_256),
+        "upsampler_1024": None if upsampler_1024 is None else load_network(Upsampler, upsampler_1024),
+    }
 
 
 def captions_of(data: str | Path) -> list[str]:
@@ -127,8 +135,13 @@ def _check_output(folder: Path) -> None:
         raise UserError(f"{folder} holds something that is no pipeline: choose another output folder")
 
 
-def _check_fit(clip: FrozenCLIP, networks: Mapping[str, Any]) -> None:
+def _check_fit(parts: Mapping[str, Any], others: Mapping[str, Any]) -> None:
     """Raise UserError where sizes differ, and warn where the networks seem to be trained on another CLIP."""
+    if reserved := {DIFFUSION, NONE} & others.keys():
+        raise UserError(f"a further prior cannot be called {reserved.pop()}: that name has a meaning already")
+    clip: FrozenCLIP = parts["clip"]
+    networks = {name: parts[name] for name in ("prior", "decoder")}
+    networks |= {f"prior {name}": prior for name, prior in others.items()}
     for name, network in networks.items():
         for what, own in (("embed_dim", clip.embed_dim), ("token_dim", clip.token_dim)):
             if network.config[what] != own:

@@ -41,9 +41,8 @@ class UnCLIPUpscalePipeline(Manipulation):
         sides = list(self.sizes)
         if len(sides) == 1:
             raise UserError("this model has no upsamplers: assemble it with --upsampler-256")
-        if options.get("size") is None:
-            options["size"] = sides[-1]
-        call = self.check(options)
+        asked = any(options.get(side) is not None for side in ("size", "height", "width"))
+        call = self.check(options, **({} if asked else {"size": sides[-1]}))
         if call.size == sides[0]:
             raise UserError(
                 f"size {call.size} is what the decoder makes: choose of {', '.join(map(str, sides[1:]))}"

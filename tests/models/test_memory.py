@@ -39,10 +39,12 @@ def test_each_caption_finds_its_own_picture_and_reads_its_value(memory, captions
 
 
 def test_levels_are_those_that_lose_least() -> None:
-    """16 levels of a normal distribution lose .009497 of its variance (Max 1960, table I); two of a coin lose nothing."""
+    """16 levels of a normal distribution lose .009497 of its variance (Max 1960, table I); two of a coin nothing."""
     x = torch.randn(400_000, generator=torch.Generator().manual_seed(0))
     levels = lloyd_levels(x, 16)
-    assert_close((x - levels[nearest_level(x, levels)]).square().mean(), torch.tensor(0.009497), atol=2e-4, rtol=0)
+    assert_close(
+        (x - levels[nearest_level(x, levels)]).square().mean(), torch.tensor(0.009497), atol=2e-4, rtol=0
+    )
     coin = torch.tensor([-1.0, 3.0]).repeat(500)
     assert_close(lloyd_levels(coin, 2), torch.tensor([-1.0, 3.0]))
 

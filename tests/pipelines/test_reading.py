@@ -249,10 +249,21 @@ def test_hidden_colours_do_not_bleed() -> None:
     assert_close((ours.rgb, ours.alpha), (other.rgb, other.alpha), rtol=0, atol=0)
     # Red on white: no channel but red may differ from white's part.
     assert_close(ours.rgb[0], torch.ones(20, 20))
-    assert_close(ours.rgb[1], 1 - 2 * ours.alpha[0], atol=1e-5, rtol=0)
+    share = square(read_picture(disc.getchannel("A")), 20).rgb[0]  # of red, resized as colours are
+    assert_close(ours.rgb[1], -share, atol=1e-5, rtol=0)
     # Near what the training data are resized by, which is Lanczos at eight bits.
     rgba = np.asarray(resize_rgba(disc, 20), np.float32) / 255
-    assert np.abs(rgba[..., 3] - ours.alpha[0].numpy()).max() < 0.06
+    assert np.abs(rgba[..., 3] - (share.numpy() + 1) / 2).max() < 0.06
+
+
+def test_alpha_does_not_overshoot() -> None:
+    """It says where holes are: beside an edge it is neither above 1 nor below 0, and opaque stays opaque."""
+    clear = np.full((40, 40, 4), 255, np.uint8)
+    clear[:, :20, 3] = 0
+    alpha = square(read_picture(clear), 10).alpha[0]
+    assert_close(alpha[:, :4], torch.zeros(10, 4), rtol=0, atol=0)
+    assert_close(alpha[:, 6:], torch.ones(10, 4))
+    assert bool((alpha.diff(dim=1) >= 0).all())
 
 
 def test_a_batch_is_its_pictures(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ def picture(height: int, width: int, seed: int = 0) -> Tensor:
 
 # ---- sizes -------------------------------------------------------------------------------------------------------
 
-# (height, width) as it came, size asked for -> shape, stages that ran. At 16 px the longer side is 4·16 = 64, and so on.
+# (height, width) as it came, size asked for -> shape, stages that ran. 16 px become 4·16 = 64, and so on.
 SHAPES: list[tuple[tuple[int, int], int, tuple[int, int], list[str]]] = [
     ((16, 16), 64, (64, 64), ["upsampler_256"]),
     ((16, 16), 256, (256, 256), ["upsampler_256", "upsampler_1024"]),
@@ -138,7 +138,7 @@ def test_what_cannot_be_done(pipe: UnCLIPUpscalePipeline) -> None:
         enlarge(pipe, picture(16, 16), 128)
     with pytest.raises(UserError, match="2 generators for 1 pictures"):
         enlarge(pipe, picture(16, 16), generator=[seeded(), seeded()])
-    with pytest.raises(UserError, match="no picture at nowhere.png"):
+    with pytest.raises(UserError, match=r"no picture at nowhere\.png"):
         enlarge(pipe, "nowhere.png")
     pipe.upsampler_256 = pipe.upsampler_1024 = None
     with pytest.raises(UserError, match="this model has no upsamplers"):

@@ -69,8 +69,8 @@ def bootstrap_quantile(
 def told_apart(a: Mapping[str, float], b: Mapping[str, float]) -> int:
     """1 if estimate a is larger than b, -1 if b is, 0 if sampling may explain the difference.
 
-    That is, if they differ by no more than the root of the sum of the squared half widths of their intervals. Estimates on
-    the same cases are rather too seldom told apart.
+    That is, if they differ by no more than the root of the sum of the squared half widths of their intervals. Estimates
+    on the same cases are rather too seldom told apart.
     """
     gap = a["value"] - b["value"]
     noise = math.hypot(*((each["high"] - each["low"]) / 2 for each in (a, b)))

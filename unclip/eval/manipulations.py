@@ -45,7 +45,8 @@ class Options(Drawing):
 
     Attributes:
         pictures: to change, dealt evenly to the kinds of change.
-        thetas: how far the diffs go. vias, noises: in which ways. round_trip: pictures that are inverted and decoded again.
+        thetas: how far the diffs go. vias, noises: in which ways.
+        round_trip: pictures that are inverted and decoded again.
         grid: pictures of each kind in its grid: the first of the seeded list, good or bad.
     """
 
@@ -181,8 +182,8 @@ def draw_diffs(
 def best_of(kinds: Mapping[str, Figures]) -> Figures:
     """The way (via, noise, theta > 0) with the largest mean over kinds of the share that is both reached and kept.
 
-    Returns: {"via", "noise", "theta", "both": the mean with its interval, "ways": how many there are, "alike": how many of
-    the others sampling does not tell from it}.
+    Returns: {"via", "noise", "theta", "both": the mean with its interval, "ways": how many there are, "alike": how many
+    of the others sampling does not tell from it}.
     """
     shares: dict[tuple[str, str, float], list[Figures]] = {}
     for figures in kinds.values():

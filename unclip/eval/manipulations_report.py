@@ -25,8 +25,8 @@ _NOTE = (
     "θ = 0 is the picture itself, inverted and decoded, or decoded from fresh noise; real: pictures of what was to be "
     "reached, taken out of the gallery first. Style reached: by ten votes of other subjects' pictures; colour: by the "
     "pixels; expression: the asked face is among the five nearest. Kept: the subject is among the five nearest (of any "
-    "colour); of a face, that most of the ten nearest are faces. The sources are among the real pictures, so that θ = 0 "
-    "finds itself. In brackets: 95 % intervals."
+    "colour); of a face, that most of the ten nearest are faces. The sources are among the real pictures, so that θ = "
+    "0 finds itself. In brackets: 95 % intervals."
 )
 
 
@@ -70,8 +70,8 @@ def best_sentence(report: Mapping[str, Any]) -> str:
         said.append(f"{name} {percent(there['both'])}, {than} the {percent(still['both'])} of θ = 0")
     return (
         f"Most often reached and kept, over the kinds of change: via {best['via']}, {best['noise']} x_T, "
-        f"θ = {best['theta']:g} ({percent(best['both'])}); of the {best['ways'] - 1} other ways {best['alike']} are not told "
-        f"apart from it. By kind: {'; '.join(said)}."
+        f"θ = {best['theta']:g} ({percent(best['both'])}); of the {best['ways'] - 1} other ways {best['alike']} are "
+        f"not told apart from it. By kind: {'; '.join(said)}."
     )
 
 
