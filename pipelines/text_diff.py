@@ -58,7 +58,7 @@ class UnCLIPTextDiffPipeline(Manipulation):
         source_prompt: str | Sequence[str],
         target_prompt: str | Sequence[str],
         *,
-        theta: float | Sequence[float] = 0.35,
+        theta: float | Sequence[float] = 0.3,
         num_frames: int | None = None,
         via: Literal["prior", "text"] = "prior",
         noise: Literal["inverted", "fresh"] = "inverted",

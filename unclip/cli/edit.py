@@ -132,7 +132,7 @@ def diff(
         typer.Option("--from", help="What the picture shows, or a dummy; repeat for several diffs."),
     ],
     target: Annotated[list[str], typer.Option("--to", help="What it is to become; as many as --from.")],
-    theta: Annotated[float, typer.Option(help="0 to 0.5, how far the last frame goes.")] = 0.35,
+    theta: Annotated[float, typer.Option(help="0 to 0.5, how far the last frame goes.")] = 0.3,
     frames: Annotated[int, typer.Option(min=1, help="Pictures from 0 to theta; 1: the last alone.")] = 7,
     via: Annotated[
         str,
