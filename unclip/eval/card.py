@@ -25,7 +25,7 @@ from unclip.eval.tables import SPLIT_NAMES, Table, failure_lines, report_tables,
 from unclip.files import atomic_path
 
 STAGES = ("clip", "prior", "decoder", "upsampler-256", "upsampler-1024")
-GRID_QUALITY = 80  # of the WebP files beside the card: small, since they are kept with the weights
+GRID_QUALITY = 70  # of the WebP files beside the card: small, since they are kept with the weights
 
 
 @dataclass(frozen=True)
