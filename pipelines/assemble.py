@@ -81,8 +81,8 @@ def assemble(
         round_matrices(network, dtype)
     with atomic_dir(folder) as temporary:
         pipe.save_pretrained(temporary)
-        for name, prior in others.items():
-            prior.save_pretrained(temporary / PRIORS_FOLDER / name)
+        for name, network in others.items():
+            network.save_pretrained(temporary / PRIORS_FOLDER / name)
     return folder
 
 

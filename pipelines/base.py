@@ -231,7 +231,7 @@ class UnCLIPStages(PlainWords, SeveralPriors):
         steps = call.settings.decoder_num_inference_steps
         scheduler = scheduler or self.decoder_scheduler
 
-        def decode(part: slice, on_step: StepCallback) -> Tensor:
+        def decode(part: slice, on_step: StepCallback | None) -> Tensor:
             denoiser, cond = self.denoiser(embeds, text, negative, seeds, part, call)
             drawn, generators = decoder_noise(self.decoder, seeds[part])
             return denoise(
@@ -263,7 +263,7 @@ class UnCLIPStages(PlainWords, SeveralPriors):
         """The x_T [B, 3, S, S] from which `decode` under `ddim_scheduler` makes these pictures again (unCLIP §3)."""
         steps, scheduler = call.settings.decoder_num_inference_steps, self.ddim_scheduler
 
-        def find(part: slice, on_step: StepCallback) -> Tensor:
+        def find(part: slice, on_step: StepCallback | None) -> Tensor:
             denoiser, cond = self.denoiser(embeds, text, None, seeds, part, call)
             return invert(
                 denoiser,
@@ -302,7 +302,7 @@ class UnCLIPStages(PlainWords, SeveralPriors):
         """The upsampler of a name: pictures [B, 3, H, W] to `side` pixels, that of a square of their longer side."""
         steps, scheduler = call.settings.upsampler_num_inference_steps, getattr(self, f"{name}_scheduler")
 
-        def enlarge(part: slice, on_step: StepCallback) -> Tensor:
+        def enlarge(part: slice, on_step: StepCallback | None) -> Tensor:
             return sample_upsampler(
                 getattr(self, name),
                 scheduler,
@@ -322,7 +322,7 @@ class UnCLIPStages(PlainWords, SeveralPriors):
         steps: int,
         count: int,
         side: int,
-        work: Callable[[slice, StepCallback], Tensor],
+        work: Callable[[slice, StepCallback | None], Tensor],
     ) -> Tensor:
         """Have a stage work on `count` pictures of `side` pixels, no more at once than memory is meant for."""
         parts = groups(count, side)

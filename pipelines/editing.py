@@ -180,7 +180,7 @@ class UnCLIPInpaintPipeline(_Edit):
         """The decoder's pictures [B, 3, S, S]: `known` where `hole` [B, 1, S, S] is False."""
         steps, scheduler = call.settings.decoder_num_inference_steps, self.decoder_scheduler
 
-        def fill(part: slice, on_step: StepCallback) -> Tensor:
+        def fill(part: slice, on_step: StepCallback | None) -> Tensor:
             denoiser, cond = self.denoiser(z, text, negative, seeds, part, call)
             noise, generators = decoder_noise(self.decoder, seeds[part])
             return inpaint(

@@ -64,6 +64,7 @@ def draw_embeds(prior: Any, draw: Draw) -> Tensor:
 @draw_embeds.register
 def _(prior: DiffusionPrior, draw: Draw) -> Tensor:
     N = len(draw.generators)
+    device: Any = prior.device
     cond, uncond = (prior.read(each) for each in (draw.text, draw.negative))
     cond, uncond = (cache.for_rows(N) for cache in cond.aligned(uncond))
     steps = draw.settings.prior_num_inference_steps
@@ -71,7 +72,7 @@ def _(prior: DiffusionPrior, draw: Draw) -> Tensor:
         z = denoise(
             guided(prior, draw.settings.prior_guidance_scale, uncond),
             draw.scheduler,
-            initial_noise((N, draw.text.embeds.shape[1]), draw.generators, prior.device),
+            initial_noise((N, draw.text.embeds.shape[1]), draw.generators, device),
             cond=cond,
             num_inference_steps=steps,
             generator=draw.generators,

@@ -82,6 +82,7 @@ class UnCLIPVariationPipeline(Manipulation):
         if latents:
             x_T = latents.noise.to(self.device)
         else:
+            assert given is not None
             x_T = self.noise_of(given, z, text, seeds[::each], call, num_corrections)
         x_T = x_T.repeat_interleave(each, dim=0)
         pictures = self.decode(

@@ -165,7 +165,7 @@ def diff(
             generator=generators([seed])[0],
             **shared.options(),
         )
-        facts = {"operation": "diff", "image": Path(image).name, "from": source, "to": target}
+        facts: dict[str, Any] = {"operation": "diff", "image": Path(image).name, "from": source, "to": target}
         facts |= {"theta": theta, "frames": frames, "via": via, "noise": noise}
         stem = f"{Path(image).stem} diff {target[0]}"
         angles = [theta * k / max(1, frames - 1) for k in range(frames)] if frames > 1 else [theta]
@@ -273,7 +273,7 @@ def invert(
     found = pipe.latents(
         images,
         num_corrections=corrections,
-        fit=fit,  # type: ignore[arg-type]
+        fit=fit,
         decoder_num_inference_steps=steps,
         decoder_guidance_scale=guidance_scale,
     )

@@ -152,7 +152,7 @@ class Shared:
 def with_groups(command: Callable[..., None]) -> Callable[..., None]:
     """The command with the fields of its parameters that are dataclasses as options of their own, behind the others."""
     own = inspect.signature(command, eval_str=True).parameters.values()
-    groups = {each.name: each.annotation for each in own if is_dataclass(each.annotation)}
+    groups: dict[str, Any] = {each.name: each.annotation for each in own if is_dataclass(each.annotation)}
     members = {name: inspect.signature(group, eval_str=True).parameters for name, group in groups.items()}
 
     @wraps(command)
@@ -168,5 +168,5 @@ def with_groups(command: Callable[..., None]) -> Callable[..., None]:
     together = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in together]
     run.__signature__ = inspect.Signature(together)  # type: ignore[attr-defined]
     run.__annotations__ = {each.name: each.annotation for each in together}
-    del run.__wrapped__  # type: ignore[attr-defined]
+    del run.__wrapped__
     return run

@@ -241,7 +241,7 @@ _OF_THE_RUN = {"batch_size", "progress"}  # what no figure depends on
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:
     """Peak signal-to-noise ratio of two uint8 pictures in dB; 100 for equal ones."""
-    error = np.mean((a.astype(np.float64) - b.astype(np.float64)) ** 2)
+    error = float(np.mean((a.astype(np.float64) - b.astype(np.float64)) ** 2))
     return float(10 * np.log10(255**2 / max(error, 255**2 * 1e-10)))
 
 
