@@ -23,6 +23,7 @@ from unclip.clip import FrozenCLIP, TextEncoding
 from unclip.diffusion import Denoiser, Guided, InverseScheduler, denoise, invert
 from unclip.errors import UserError
 from unclip.models import Decoder, DiffusionPrior, Upsampler
+from unclip.models.autoregressive_prior import TOP_P
 from unclip.models.saved import loading
 
 from .calls import Call, CallOptions, UnCLIPPipelineOutput, check_call, steps_of
@@ -97,7 +98,7 @@ class UnCLIPStages(PlainWords, SeveralPriors):
         decoder_guidance_scale: float = 2.0,
         num_prior_candidates: int = 2,  # as in the paper (§2.2)
         prior_temperature: float = 1.0,
-        prior_top_p: float = 1.0,
+        prior_top_p: float = TOP_P,
         noise_level: float = 0.0,
         upsampler_noise_level: float = 0.0,
         plain_words: bool = True,

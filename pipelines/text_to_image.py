@@ -39,7 +39,8 @@ class UnCLIPTextToImagePipeline(UnCLIPStages):
             The decoder has learned that from one sample in ten.
         num_prior_candidates: embeddings that the prior draws for a picture; the nearest to the caption is
             kept.
-        prior_temperature, prior_top_p: of an autoregressive prior: below 1, likelier embeddings.
+        prior_temperature, prior_top_p: of an autoregressive prior: smaller, likelier embeddings; a top_p of 1 draws
+            from all that it has learned.
         noise_level: in [0, 1], noise mixed into the image embedding: more variety, less likeness.
         upsampler_noise_level: in [0, 1], how damaged the small picture may be: more repair, less likeness.
         size (or height and width): side in pixels, one of `pipe.sizes`; by default the first upsampler's.

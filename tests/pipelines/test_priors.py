@@ -101,6 +101,19 @@ def test_temperature_and_top_p_reach_the_autoregressive_prior(
     assert spread(prior_top_p=0.2) < 0.8 * plain
 
 
+def test_a_call_draws_as_the_autoregressive_prior_does_by_default(
+    tiny_pipeline: UnCLIPTextToImagePipeline, priors: dict[str, nn.Module]
+) -> None:
+    ar: Any = priors["ar"]
+    (seed,) = image_seeds(seeded(), 1, 1)
+    alone = ar.sample(tiny_pipeline.clip.encode_text([SHORT]), [seed.generator("prior", 0)])
+    made = embeds(tiny_pipeline, SHORT, ar, num_prior_candidates=1)
+    assert_close(made, alone, rtol=0, atol=1e-6)
+    assert (
+        embeds(tiny_pipeline, SHORT, ar, num_prior_candidates=1, prior_top_p=1.0) - made
+    ).abs().max() > 1e-3
+
+
 # ---- in every pipeline -------------------------------------------------------------------------------------------
 
 

@@ -25,6 +25,7 @@ from unclip.models.codes import CodedEmbeddings
 from unclip.models.layers import ScalarEmbedding
 from unclip.models.ridge import ridge_map
 
+TOP_P = 0.5  # by default: what is left out is mostly noise of many small components
 EXPECTED_SCALE = 10.0  # of standard deviations, so that their features tell buckets apart
 
 
@@ -130,7 +131,7 @@ class AutoregressivePrior(CaptionPrior, CodedEmbeddings, ModelMixin, ConfigMixin
         generators: Sequence[torch.Generator],
         *,
         temperature: float = 1.0,
-        top_p: float = 0.5,
+        top_p: float = TOP_P,
         on_step: Callable[[int, int], None] | None = None,
     ) -> Tensor:
         """Draw image embeddings for captions, [B, D] of unit norm, float32.
