@@ -26,7 +26,7 @@ from unclip.models import Decoder, DiffusionPrior, Upsampler
 from unclip.models.autoregressive_prior import TOP_P
 from unclip.models.saved import loading
 
-from .calls import Call, CallOptions, UnCLIPPipelineOutput, check_call, steps_of
+from .calls import Call, CallOptions, UnCLIPPipelineOutput, check_call
 from .inputs import Settings
 from .loading import find_lexicon, find_priors, locate
 from .pictures import to_output
@@ -40,6 +40,7 @@ from .stages import (
     guided_decoder,
     rows,
     sample_upsampler,
+    steps_of,
 )
 
 # What becomes of the pictures [B, 3, s, s] of each size s on their way up.

@@ -13,7 +13,6 @@ from diffusers.utils import BaseOutput
 from PIL import Image
 from torch import Tensor, nn
 
-from unclip.diffusion import prepared
 from unclip.errors import UserError
 
 from .inputs import OUTPUT_TYPES, Settings, choose_size
@@ -103,11 +102,6 @@ def check_call(pipe: Any, options: CallOptions, defaults: dict[str, Any]) -> Cal
             given.get("callback_on_step_end_tensor_inputs", ("latents",)),
         ),
     )
-
-
-def steps_of(scheduler: Any, num_inference_steps: int) -> int:
-    """How often the network is asked."""
-    return len(prepared(scheduler, num_inference_steps).timesteps)
 
 
 def watcher(pipe: Any, callback: Callable[..., Any] | None, names: Sequence[str]) -> Watch:

@@ -18,13 +18,13 @@ from unclip.clip import TextEncoding
 from unclip.diffusion import inpaint, noise_to_step
 from unclip.errors import UserError
 
-from .calls import Call, CallOptions, steps_of
-from .inputs import negative_list
-from .manipulation import Given, Manipulation, check_count, check_share, prompts_of, read, seeds_of
+from .calls import Call, CallOptions
+from .inputs import check_count, check_share, negative_list
+from .manipulation import Given, Manipulation, prompts_of, read, seeds_of
 from .masks import holes, paste
 from .reading import Fit, Source
 from .sphere import slerp
-from .stages import ImageSeed, StepCallback, decoder_noise, repeat
+from .stages import ImageSeed, StepCallback, decoder_noise, repeat, steps_of
 
 EDIT_STEPS = 20  # of the decoder: enough for a start in their midst, and for a hole to fit in
 

@@ -16,6 +16,7 @@ from unclip.files import check_writable
 
 from .inputs import Settings, choose_size, prompt_list
 from .pictures import file_for, grid, save_png
+from .stages import generators
 from .text_to_image import UnCLIPTextToImagePipeline
 
 
@@ -70,7 +71,7 @@ def draw(
             facts.get("negative_prompt"),
             image_embeds=None if image_embeds is None else torch.stack(embeds),  # type: ignore[arg-type]
             size=size,
-            generator=[torch.Generator().manual_seed(number) for _, number in batch],
+            generator=generators([number for _, number in batch]),
             plain_words=plain_words,
             prior=prior,
             **asdict(settings),

@@ -100,14 +100,7 @@ def check_request(
     """
     if prompt is None and image_embeds is None:
         raise UserError("nothing to draw: give prompt, image_embeds or both")
-    if (
-        isinstance(num_images_per_prompt, bool)
-        or not isinstance(num_images_per_prompt, int)
-        or num_images_per_prompt < 1
-    ):
-        raise UserError(
-            f"num_images_per_prompt must be a whole number of at least 1, got {num_images_per_prompt!r}"
-        )
+    check_count(num_images_per_prompt, "num_images_per_prompt")
     prompts = None if prompt is None else prompt_list(prompt)
     if image_embeds is not None:
         image_embeds = check_embeds(image_embeds, embed_dim, None if prompts is None else len(prompts))
@@ -180,6 +173,11 @@ def negative_list(negative: str | Sequence[str], count: int) -> list[str]:
 
 
 def check_embeds(embeds: Tensor, embed_dim: int, prompts: int | None) -> Tensor:
+    """Image embeddings [P, D] of unit norm from those given, [P, D] or [1, D] of any norm; P follows from the prompts.
+
+    Raises:
+        UserError: another shape, or a row without a direction.
+    """
     if not isinstance(embeds, Tensor) or embeds.ndim != 2 or embeds.shape[1] != embed_dim or len(embeds) == 0:
         got = tuple(embeds.shape) if isinstance(embeds, Tensor) else type(embeds).__name__
         raise UserError(f"image_embeds must be a tensor [N, {embed_dim}], got {got}")
@@ -197,6 +195,7 @@ def check_embeds(embeds: Tensor, embed_dim: int, prompts: int | None) -> Tensor:
 
 
 def check_generators(generator: Any, pictures: int) -> None:
+    """Raise UserError unless there is one generator, one for each of so many pictures, or none."""
     if generator is None or isinstance(generator, torch.Generator):
         return
     if not isinstance(generator, (list, tuple)) or not all(
@@ -210,3 +209,24 @@ def check_generators(generator: Any, pictures: int) -> None:
         raise UserError(
             f"got {len(generator)} generators for {pictures} pictures: give one for each, or a single one"
         )
+
+
+def check_count(value: Any, name: str) -> int:
+    """A whole number of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise UserError(f"{name} must be a whole number of at least 1, got {value!r}")
+    return value
+
+
+def check_share(value: Any, name: str, most: float = 1.0) -> float:
+    """A number from 0 to `most`."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= most:
+        raise UserError(f"{name} must lie between 0 and {most:g}, got {value!r}")
+    return float(value)
+
+
+def check_choice(value: Any, name: str, choices: Sequence[str]) -> str:
+    """One of a few words."""
+    if value not in choices:
+        raise UserError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+    return str(value)

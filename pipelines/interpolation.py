@@ -13,8 +13,8 @@ from typing_extensions import Unpack
 from unclip.errors import UserError
 
 from .calls import Call, CallOptions
-from .inputs import check_embeds, prompt_list
-from .manipulation import INVERSION_STEPS, Manipulation, check_choice, check_count, read, seeds_of
+from .inputs import check_choice, check_count, check_embeds, prompt_list
+from .manipulation import INVERSION_STEPS, Manipulation, read, seeds_of
 from .reading import Fit, Source
 from .sphere import spherical_mean
 from .stages import ImageSeed, decoder_noise

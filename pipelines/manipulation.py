@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from unclip.errors import UserError
 
 from .base import UnCLIPStages
 from .calls import Call, CallOptions
-from .inputs import check_generators, prompt_list
+from .inputs import check_count, check_generators, prompt_list
 from .latents import Latents
 from .reading import Fit, Picture, Source, read_picture, source_list, square
 from .stages import ImageSeed, image_seeds, repeat
@@ -145,24 +145,3 @@ def seeds_of(call: Call, inputs: int, each: int) -> list[ImageSeed]:
     check_count(each, "num_images_per_prompt")
     check_generators(call.generator, inputs * each)
     return image_seeds(call.generator, inputs, each)
-
-
-def check_count(value: Any, name: str) -> int:
-    """A whole number of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise UserError(f"{name} must be a whole number of at least 1, got {value!r}")
-    return value
-
-
-def check_share(value: Any, name: str, most: float = 1.0) -> float:
-    """A number from 0 to `most`."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= most:
-        raise UserError(f"{name} must lie between 0 and {most:g}, got {value!r}")
-    return float(value)
-
-
-def check_choice(value: Any, name: str, choices: Sequence[str]) -> str:
-    """One of a few words."""
-    if value not in choices:
-        raise UserError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
-    return str(value)

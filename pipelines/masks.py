@@ -11,7 +11,8 @@ from torch import Tensor
 
 from unclip.errors import UserError
 
-from .manipulation import Given, check_share
+from .inputs import check_share
+from .manipulation import Given
 from .reading import Picture, Source, read_mask, source_list, square
 
 SEAM = 32  # the seam around a hole is 1 / SEAM of the side wide

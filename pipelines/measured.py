@@ -22,7 +22,7 @@ from unclip.models.saved import load_network
 
 from .loading import choose_device
 from .priors import sample_prior
-from .stages import image_seeds
+from .stages import generators, image_seeds
 from .text_diff import UnCLIPTextDiffPipeline
 from .text_to_image import UnCLIPTextToImagePipeline
 from .variation import UnCLIPVariationPipeline
@@ -96,11 +96,6 @@ def as_model(pipe: UnCLIPTextToImagePipeline, size: int, given: dict[str, Any]) 
             **{name: value for name, value in other.items() if isinstance(value, (str, bool))},
         },
     )
-
-
-def generators(seeds: Sequence[int]) -> list[torch.Generator]:
-    """One for each seed."""
-    return [torch.Generator().manual_seed(seed) for seed in seeds]
 
 
 def pixels(pictures: np.ndarray, pipe: Any) -> Tensor:

@@ -23,14 +23,14 @@ from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from unclip.clip import TextEncoding
-from unclip.diffusion import denoise, initial_noise, prepared
+from unclip.diffusion import denoise, initial_noise
 from unclip.errors import UserError
 from unclip.models import PRIORS, AutoregressivePrior, DiffusionPrior, RegressionPrior
 from unclip.models.saved import load_network
 
 from .inputs import Settings
 from .loading import PRIORS_FOLDER, find_priors
-from .stages import ImageSeed, Watch, cut, guided, unwatched
+from .stages import ImageSeed, Watch, cut, guided, steps_of, unwatched
 
 DIFFUSION, NONE = "diffusion", "none"
 
@@ -68,7 +68,7 @@ def _(prior: DiffusionPrior, draw: Draw) -> Tensor:
     cond, uncond = (prior.read(each) for each in (draw.text, draw.negative))
     cond, uncond = (cache.for_rows(N) for cache in cond.aligned(uncond))
     steps = draw.settings.prior_num_inference_steps
-    with draw.watch("prior", len(prepared(draw.scheduler, steps).timesteps)) as on_step:
+    with draw.watch("prior", steps_of(draw.scheduler, steps)) as on_step:
         z = denoise(
             guided(prior, draw.settings.prior_guidance_scale, uncond),
             draw.scheduler,

@@ -18,7 +18,15 @@ import torch
 from torch import Tensor
 
 from unclip.clip import TextEncoding
-from unclip.diffusion import Denoiser, Guided, classifier_free, denoise, initial_noise, make_schedule
+from unclip.diffusion import (
+    Denoiser,
+    Guided,
+    classifier_free,
+    denoise,
+    initial_noise,
+    make_schedule,
+    prepared,
+)
 from unclip.models import Decoder, Upsampler
 
 StepCallback = Callable[[int, Tensor, dict[str, Tensor]], "dict[str, Tensor] | None"]
@@ -95,7 +103,18 @@ def denoiser_of(network: Any) -> Denoiser:
     return Denoiser(network, make_schedule(network.config.schedule), network.config.prediction_type)
 
 
+def steps_of(scheduler: Any, num_inference_steps: int) -> int:
+    """How often the network is asked."""
+    return len(prepared(scheduler, num_inference_steps).timesteps)
+
+
+def generators(seeds: Sequence[int]) -> list[torch.Generator]:
+    """One for each seed."""
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
 def guided(network: Any, scale: float, uncond: dict[str, Tensor]) -> Denoiser | Guided:
+    """A network's denoiser under classifier-free guidance; of scale 1 without."""
     denoiser = denoiser_of(network)
     return denoiser if scale == 1 else Guided(denoiser, classifier_free(scale), uncond)
 

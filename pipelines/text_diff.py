@@ -13,16 +13,8 @@ from typing_extensions import Unpack
 from unclip.errors import UserError
 
 from .calls import Call, CallOptions
-from .inputs import prompt_list
-from .manipulation import (
-    INVERSION_STEPS,
-    Manipulation,
-    check_choice,
-    check_count,
-    check_share,
-    read,
-    seeds_of,
-)
+from .inputs import check_choice, check_count, check_share, prompt_list
+from .manipulation import INVERSION_STEPS, Manipulation, Noise, read, seeds_of
 from .reading import Fit, Source
 from .sphere import slerp
 from .stages import ImageSeed
@@ -61,7 +53,7 @@ class UnCLIPTextDiffPipeline(Manipulation):
         theta: float | Sequence[float] = 0.3,
         num_frames: int | None = None,
         via: Literal["prior", "text"] = "prior",
-        noise: Literal["inverted", "fresh"] = "inverted",
+        noise: Noise = "inverted",
         fit: Fit = "pad",
         **options: Unpack[CallOptions],
     ) -> Any:
@@ -106,7 +98,7 @@ class UnCLIPTextDiffPipeline(Manipulation):
         for source, target in zip(sources, targets, strict=True):
             ends = []
             for caption in (target, source):
-                text = self.encode([caption], call) if caption else self.clip.encode_text([""], things=True)
+                text = self.encode([caption], call)
                 # The same seeds for both ends: what chance adds is no part of the difference.
                 ends.append(text.embeds if via_text else self.embeds_of(text, None, seeds, call))
             difference = ends[0] - ends[1]
@@ -138,7 +130,7 @@ def check_diffs(source: str | Sequence[str], target: str | Sequence[str]) -> tup
 
 
 def check_thetas(theta: float | Sequence[float], num_frames: int | None) -> list[float]:
-    """The angles' shares of a call's frames.
+    """The theta of each frame: those listed, or `num_frames` from 0 to theta; of one frame theta itself.
 
     Raises:
         UserError: one is out of range, there is none, or a list and num_frames are both given.
@@ -151,4 +143,4 @@ def check_thetas(theta: float | Sequence[float], num_frames: int | None) -> list
     if num_frames is None:
         return [most]
     count = check_count(num_frames, "num_frames")
-    return [most * k / max(1, count - 1) for k in range(count)] if count > 1 else [most]
+    return [most] if count == 1 else [most * k / (count - 1) for k in range(count)]

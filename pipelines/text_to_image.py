@@ -13,11 +13,9 @@ from typing_extensions import Unpack
 from unclip.errors import UserError
 
 from .base import UnCLIPStages
-from .calls import CallOptions, UnCLIPPipelineOutput
+from .calls import CallOptions
 from .inputs import Request, Settings, check_request
 from .stages import image_seeds, repeat
-
-__all__ = ["UnCLIPPipelineOutput", "UnCLIPTextToImagePipeline"]
 
 
 class UnCLIPTextToImagePipeline(UnCLIPStages):

@@ -11,15 +11,13 @@ from typing_extensions import Unpack
 from unclip.errors import UserError
 
 from .calls import CallOptions
+from .inputs import check_choice, check_count, check_share
 from .latents import Latents
 from .manipulation import (
     CORRECTIONS,
     INVERSION_STEPS,
     Manipulation,
     Noise,
-    check_choice,
-    check_count,
-    check_share,
     read,
     seeds_of,
 )
