@@ -51,6 +51,8 @@ COMPONENTS = (
     *("clip", "prior", "prior_scheduler", "decoder", "decoder_scheduler"),
     *("upsampler_256", "upsampler_256_scheduler", "upsampler_1024", "upsampler_1024_scheduler"),
 )
+# What pipelines of the same components share besides them.
+SHARED = ("_lexicon_file", "_lexicon", "_looked", "_priors_folder", "_loaded_priors")
 DEFAULTS = (*(field.name for field in fields(Settings)), "plain_words")
 
 
@@ -136,15 +138,10 @@ class UnCLIPStages(PlainWords, SeveralPriors):
             raise UserError(
                 f"unknown component or default {next(iter(kwargs))!r}: choose from {COMPONENTS + DEFAULTS}"
             )
-        pipe._lexicon_file, pipe._lexicon, pipe._looked = (
-            pipeline._lexicon_file,
-            pipeline._lexicon,
-            pipeline._looked,
-        )
-        pipe._priors_folder = pipeline._priors_folder
-        if source := pipeline.config.get(
-            "_name_or_path"
-        ):  # where both are looked for if diffusers' loader was used
+        for name in SHARED:
+            setattr(pipe, name, getattr(pipeline, name))
+        # Where lexicon and priors are looked for if diffusers' own loader was used.
+        if source := pipeline.config.get("_name_or_path"):
             pipe.register_to_config(_name_or_path=source)
         pipe.set_progress_bar_config(**getattr(pipeline, "_progress_bar_config", {}))
         return pipe
@@ -212,7 +209,7 @@ class UnCLIPStages(PlainWords, SeveralPriors):
 
     def decode(
         self,
-        embeds: Tensor,
+        embeds: Tensor | None,
         text: TextEncoding | None,
         negative: TextEncoding | None,
         seeds: list[ImageSeed],
@@ -223,7 +220,7 @@ class UnCLIPStages(PlainWords, SeveralPriors):
         eta: float = 0.0,
         start: int = 0,
     ) -> Tensor:
-        """The decoder: pictures [B, 3, S, S] in [-1, 1] of embeddings [B, D], in groups.
+        """The decoder: pictures [B, 3, S, S] in [-1, 1] of embeddings [B, D], or of captions alone, in groups.
 
         Args:
             scheduler: by default the decoder's.
@@ -234,7 +231,9 @@ class UnCLIPStages(PlainWords, SeveralPriors):
         scheduler = scheduler or self.decoder_scheduler
 
         def decode(part: slice, on_step: StepCallback | None) -> Tensor:
-            denoiser, cond = self.denoiser(embeds, text, negative, seeds, part, call)
+            denoiser, cond = self.denoiser(
+                embeds, text, negative, seeds, part, call, call.settings.noise_level
+            )
             drawn, generators = decoder_noise(self.decoder, seeds[part])
             return denoise(
                 denoiser,
@@ -250,7 +249,7 @@ class UnCLIPStages(PlainWords, SeveralPriors):
             )
 
         count = steps_of(scheduler, steps) - start
-        return self.in_groups(call, "decoder", count, len(embeds), self._base_size, decode)
+        return self.in_groups(call, "decoder", count, len(seeds), self._base_size, decode)
 
     def invert(
         self,
@@ -260,13 +259,16 @@ class UnCLIPStages(PlainWords, SeveralPriors):
         seeds: list[ImageSeed],
         call: Call,
         *,
-        corrections: int = 2,
+        corrections: int,
     ) -> Tensor:
-        """The x_T [B, 3, S, S] from which `decode` under `ddim_scheduler` makes these pictures again (unCLIP §3)."""
+        """The x_T [B, 3, S, S] from which `decode` under `ddim_scheduler` makes these pictures again (unCLIP §3).
+
+        It belongs to z_i as it is: a noise level changes z_i, and so what is made of the x_T that was found.
+        """
         steps, scheduler = call.settings.decoder_num_inference_steps, self.ddim_scheduler
 
         def find(part: slice, on_step: StepCallback | None) -> Tensor:
-            denoiser, cond = self.denoiser(embeds, text, None, seeds, part, call)
+            denoiser, cond = self.denoiser(embeds, text, None, seeds, part, call, noise_level=0.0)
             return invert(
                 denoiser,
                 scheduler,
@@ -283,7 +285,7 @@ class UnCLIPStages(PlainWords, SeveralPriors):
 
     def finish(
         self,
-        embeds: Tensor,
+        embeds: Tensor | None,
         pictures: Tensor,
         seeds: list[ImageSeed],
         call: Call,
@@ -333,21 +335,21 @@ class UnCLIPStages(PlainWords, SeveralPriors):
 
     def denoiser(
         self,
-        embeds: Tensor,
+        embeds: Tensor | None,
         text: TextEncoding | None,
         negative: TextEncoding | None,
         seeds: list[ImageSeed],
         part: slice,
         call: Call,
+        noise_level: float,
     ) -> tuple[Denoiser | Guided, dict[str, Tensor]]:
         """The decoder under guidance for a group of pictures, and its conditions."""
         return guided_decoder(
             self.decoder,
-            embeds[part],
+            None if embeds is None else embeds[part],
             None if text is None else rows(text, part),
             None if negative is None else rows(negative, part),
             seeds[part],
             guidance_scale=call.settings.decoder_guidance_scale,
-            noise_level=call.settings.noise_level,
-            captions_only=call.captions_only,
+            noise_level=noise_level,
         )

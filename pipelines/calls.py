@@ -21,7 +21,7 @@ from .stages import StepCallback, Watch
 
 @dataclass
 class UnCLIPPipelineOutput(BaseOutput):
-    """Pictures, and the image embeddings [B, D] (unit norm) that they were decoded from.
+    """Pictures, and the image embeddings [B, D] (unit norm) that they were decoded from; None for captions alone.
 
     `images` is a list of PIL pictures, an array [B, S, S, 3] in [0, 1] ("np"), a tensor [B, 3, S, S] in [0, 1] ("pt"),
     or the tensor [B, 3, S, S] around [-1, 1] as the last stage left it ("latent"). All pictures of the first input
@@ -29,7 +29,7 @@ class UnCLIPPipelineOutput(BaseOutput):
     """
 
     images: list[Image.Image] | np.ndarray | Tensor
-    image_embeds: Tensor
+    image_embeds: Tensor | None
 
 
 class CallOptions(TypedDict, total=False):
@@ -46,7 +46,6 @@ class CallOptions(TypedDict, total=False):
     noise_level: float | None
     upsampler_noise_level: float | None
     prior: str | nn.Module | None
-    captions_only: bool
     plain_words: bool | None
     size: int | None
     height: int | None
@@ -64,7 +63,6 @@ class Call:
 
     settings: Settings
     prior: Any
-    captions_only: bool
     size: int
     generator: torch.Generator | Sequence[torch.Generator] | None
     plain_words: bool | None
@@ -90,7 +88,6 @@ def check_call(pipe: Any, options: CallOptions, defaults: dict[str, Any]) -> Cal
     return Call(
         settings=pipe.settings(**{name: value for name, value in given.items() if name in names}),
         prior=pipe.prior_of(given.get("prior")),
-        captions_only=bool(given.get("captions_only", False)),
         size=choose_size(list(pipe.sizes), *(given.get(side) for side in ("size", "height", "width"))),
         generator=given.get("generator"),
         plain_words=given.get("plain_words"),

@@ -181,7 +181,7 @@ class UnCLIPInpaintPipeline(_Edit):
         steps, scheduler = call.settings.decoder_num_inference_steps, self.decoder_scheduler
 
         def fill(part: slice, on_step: StepCallback | None) -> Tensor:
-            denoiser, cond = self.denoiser(z, text, negative, seeds, part, call)
+            denoiser, cond = self.denoiser(z, text, negative, seeds, part, call, call.settings.noise_level)
             noise, generators = decoder_noise(self.decoder, seeds[part])
             return inpaint(
                 denoiser,

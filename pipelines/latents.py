@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -31,6 +30,9 @@ class Latents:
     noise: Tensor
     num_inference_steps: int
     guidance_scale: float
+
+    def __len__(self) -> int:
+        return len(self.noise)
 
     def options(self) -> dict[str, Any]:
         """What of a call decodes them as they were found."""
@@ -80,12 +82,6 @@ def load_embeds(path: str | Path) -> Tensor:
             f"{path} holds {', '.join(tensors) or 'nothing'}: expected a tensor image_embeds [N, D]"
         )
     return found.float()[None] if found.ndim == 1 else found.float()
-
-
-def save_embeds(embeds: Tensor, path: str | Path) -> None:
-    """Write image embeddings [P, D] as `load_embeds` reads them."""
-    with atomic_path(Path(path)) as temporary:
-        save_file({"image_embeds": embeds.detach().cpu().to(torch.float32).contiguous()}, str(temporary))
 
 
 def _read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -26,9 +26,8 @@ from .stages import ImageSeed, image_seeds, repeat
 
 CLIP_SEES_AT = 256  # pixels of the picture that CLIP is shown; it makes it smaller itself
 INVERSION_STEPS = (
-    25  # of the decoder, where x_T is found: more of them, a closer round trip (docs/manipulations.md)
+    25  # of the decoder, where x_T is found; docs/manipulations.md has the round trips of others
 )
-
 CORRECTIONS = 2  # of x_T at each step
 
 Noise = Literal["inverted", "fresh"]
@@ -85,7 +84,6 @@ class Manipulation(UnCLIPStages):
         self,
         image: Source | Sequence[Source],
         *,
-        prompt: str | Sequence[str] | None = None,
         num_corrections: int = CORRECTIONS,
         fit: Fit = "pad",
         **options: Unpack[CallOptions],
@@ -93,7 +91,6 @@ class Manipulation(UnCLIPStages):
         """The bipartite latent (z_i, x_T) of pictures, which `UnCLIPVariationPipeline` takes in their place.
 
         Args:
-            prompt: a caption for the decoder besides z_i, or one for each picture.
             num_corrections: how often x_T is corrected at each step; more of them, a closer round trip.
             image, fit, options: as of the pipelines.
 
@@ -105,7 +102,7 @@ class Manipulation(UnCLIPStages):
         given = read(image, fit)
         seeds = seeds_of(call, len(given), 1)
         z = self.embed(given)
-        x_T = self.noise_of(given, z, self.caption(prompt, len(given), 1, call), seeds, call, num_corrections)
+        x_T = self.noise_of(given, z, None, seeds, call, num_corrections)
         settings = call.settings
         return Latents(z, x_T, settings.decoder_num_inference_steps, settings.decoder_guidance_scale)
 

@@ -128,6 +128,10 @@ class SeveralPriors(DiffusionPipeline):
     prior: Any
     _priors_folder: Path | None = None
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._loaded_priors: dict[str, Any] = {}
+
     @property
     def priors_folder(self) -> Path | None:
         """Where further priors lie; None for a pipeline that was not loaded."""
@@ -139,10 +143,8 @@ class SeveralPriors(DiffusionPipeline):
     def prior_names(self) -> list[str]:
         """What `prior=` of a call may be, besides a network."""
         folder = self.priors_folder
-        found = (
-            [] if folder is None or not folder.is_dir() else [p.name for p in folder.iterdir() if p.is_dir()]
-        )
-        return [DIFFUSION, *sorted(found), NONE]
+        there = folder.iterdir() if folder is not None and folder.is_dir() else ()
+        return [DIFFUSION, *sorted(path.name for path in there if path.is_dir()), NONE]
 
     def prior_of(self, wanted: str | nn.Module | None) -> Any:
         """The prior of a name, a network as it is, or for None the component `prior`.
@@ -156,16 +158,15 @@ class SeveralPriors(DiffusionPipeline):
             return self._fitting(wanted, type(wanted).__name__)
         if wanted not in self.prior_names:
             raise UserError(f"no prior {wanted!r} in this model: choose one of {', '.join(self.prior_names)}")
-        loaded = self.__dict__.setdefault("_loaded_priors", {})
-        if wanted not in loaded:
-            sizes = self.clip.embed_dim, self.clip.token_dim
-            found = (
-                RegressionPrior.identity(*sizes)
-                if wanted == NONE
-                else load_network(PRIORS, self.priors_folder / wanted)  # type: ignore[operator]
-            )
-            loaded[wanted] = self._fitting(found, wanted)
-        return loaded[wanted].to(self.prior.device, self.prior.dtype)
+        if wanted not in self._loaded_priors:
+            self._loaded_priors[wanted] = self._fitting(self._load_prior(wanted), wanted)
+        return self._loaded_priors[wanted].to(self.prior.device).to(self.prior.dtype)
+
+    def _load_prior(self, name: str) -> Any:
+        if name == NONE:
+            return RegressionPrior.identity(self.clip.embed_dim, self.clip.token_dim)
+        assert self.priors_folder is not None  # else there was no such name
+        return load_network(PRIORS, self.priors_folder / name)
 
     def _fitting(self, prior: Any, name: str) -> Any:
         if not isinstance(prior, PRIORS):

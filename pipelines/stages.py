@@ -121,30 +121,30 @@ def guided(network: Any, scale: float, uncond: dict[str, Tensor]) -> Denoiser | 
 
 def guided_decoder(
     decoder: Decoder,
-    image_embeds: Tensor,
+    image_embeds: Tensor | None,
     text: TextEncoding | None,
     negative: TextEncoding | None,
     seeds: Sequence[ImageSeed],
     *,
     guidance_scale: float,
     noise_level: float = 0.0,
-    captions_only: bool = False,
 ) -> tuple[Denoiser | Guided, dict[str, Tensor]]:
     """The decoder as a denoiser, and its conditions; the unconditional branch has neither embedding nor caption.
 
     Args:
-        image_embeds: [B, D] of unit norm.
+        image_embeds: [B, D] of unit norm; None for none in either branch: text to image without a prior, as GLIDE
+            does it (2112.10741).
         text: of the captions, B rows; None for none.
         negative: captions of the unconditional branch, B rows; None for none.
         noise_level: in [0, 1], how much noise is mixed into the embeddings first: more of it, more freedom.
-        captions_only: leave the embeddings out of both branches: text to image without a prior (GLIDE, 2112.10741).
     """
     config: Any = decoder.config
     device: Any = decoder.device
-    B = len(image_embeds)
+    B, D = len(seeds), config.embed_dim
     level = torch.full((B,), noise_level, device=device)
-    noise = initial_noise(image_embeds.shape, [seed.generator("noise_level") for seed in seeds], device)
+    noise = initial_noise((B, D), [seed.generator("noise_level") for seed in seeds], device)
     keep = torch.zeros(B, dtype=torch.bool, device=device)
+    z = torch.zeros(B, D, device=device) if image_embeds is None else image_embeds.to(device)
 
     def caption(encoding: TextEncoding | None) -> dict[str, Tensor]:
         if encoding is None:  # the decoder puts its null caption there
@@ -153,8 +153,8 @@ def guided_decoder(
         encoding = cut(encoding, config.max_text_tokens)
         return {"text_tokens": encoding.tokens, "text_mask": encoding.mask, "drop_text": keep}
 
-    noised = decoder.noise_image_embeds(image_embeds.to(device), level, noise)
-    cond = {"image_embeds": noised, "noise_level": level, "drop_image": keep | captions_only, **caption(text)}
+    noised, drop_image = decoder.noise_image_embeds(z, level, noise), keep | (image_embeds is None)
+    cond = {"image_embeds": noised, "noise_level": level, "drop_image": drop_image, **caption(text)}
     return guided(decoder, guidance_scale, {"drop_image": ~keep, **caption(negative)}), cond
 
 

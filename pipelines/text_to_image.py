@@ -58,6 +58,7 @@ class UnCLIPTextToImagePipeline(UnCLIPStages):
         negative_prompt: str | Sequence[str] | None = None,
         num_images_per_prompt: int = 1,
         image_embeds: Tensor | None = None,
+        captions_only: bool = False,
         **options: Unpack[CallOptions],
     ) -> Any:
         """Make pictures; the arguments are explained at the class. Returns an UnCLIPPipelineOutput.
@@ -74,7 +75,7 @@ class UnCLIPTextToImagePipeline(UnCLIPStages):
             generator=call.generator,
             embed_dim=self.clip.embed_dim,
         )
-        if call.captions_only and (prompt is None or image_embeds is not None):
+        if captions_only and (prompt is None or image_embeds is not None):
             raise UserError("captions_only decodes captions alone: give prompt and no image_embeds")
         _warn_of_idle_negative(request, call.settings)
         seeds = image_seeds(call.generator, request.count, num_images_per_prompt)
@@ -82,11 +83,10 @@ class UnCLIPTextToImagePipeline(UnCLIPStages):
             None if texts is None else self.encode(texts, call)
             for texts in (request.prompts, request.negatives)
         )
-        if call.captions_only:
-            embeds = torch.zeros(len(seeds), self.clip.embed_dim, device=self.device)
-        elif request.image_embeds is not None:
+        embeds: Tensor | None = None
+        if request.image_embeds is not None:
             embeds = request.image_embeds.to(self.device).repeat_interleave(num_images_per_prompt, dim=0)
-        else:
+        elif not captions_only:
             assert captions is not None  # check_request asks for a prompt where there is no embedding
             embeds = self.embeds_of(captions, negative, seeds, call)
         captions, negative = (

@@ -16,6 +16,7 @@ from .latents import Latents
 from .manipulation import (
     CORRECTIONS,
     INVERSION_STEPS,
+    Given,
     Manipulation,
     Noise,
     read,
@@ -30,7 +31,7 @@ class UnCLIPVariationPipeline(Manipulation):
 
     A call takes:
         image: a picture or P of them: paths, PIL pictures, arrays, tensors; any size, mode and orientation. Or their
-            `Latents`, which need not be found again.
+            `Latents`, which need not be found again and were found without a caption.
         num_images_per_prompt: variations of each.
         eta: in [0, 1], how much of x_T is replaced by new noise on the way (of DDIM, 2010.02502, eq. 16): 0 gives the
             picture again, as well as the decoder can.
@@ -63,35 +64,43 @@ class UnCLIPVariationPipeline(Manipulation):
         eta = check_share(eta, "eta")
         inverted = check_choice(noise, "noise", ("inverted", "fresh")) == "inverted"
         check_count(num_corrections, "num_corrections")
-        latents = image if isinstance(image, Latents) else None
-        found = latents.options() if latents else {"decoder_num_inference_steps": INVERSION_STEPS}
+        if isinstance(image, Latents):
+            self._check_latents(image)
+        given = image if isinstance(image, Latents) else read(image, fit)
+        found = (
+            given.options()
+            if isinstance(given, Latents)
+            else {"decoder_num_inference_steps": INVERSION_STEPS}
+        )
         call = self.check(options, **(found if inverted else {}))
-        given = None if isinstance(image, Latents) else read(image, fit)
-        if latents:
-            self._check_latents(latents)
-        count, each = len(latents.noise if latents else given or ()), num_images_per_prompt
+        count, each = len(given), num_images_per_prompt
         seeds = seeds_of(call, count, each)
         text = self.caption(prompt, count, 1, call)
-        z = self.embed(given) if given else latents.image_embeds.to(self.device)  # type: ignore[union-attr]
+        z = self.embed(given) if isinstance(given, Given) else given.image_embeds.to(self.device)
         embeds = z.repeat_interleave(each, dim=0)
         captions = None if text is None else repeat(text, each)
         if not inverted:
             return self.finish(embeds, self.decode(embeds, captions, None, seeds, call), seeds, call)
-        if latents:
-            x_T = latents.noise.to(self.device)
-        else:
-            assert given is not None
+        if isinstance(given, Given):
             x_T = self.noise_of(given, z, text, seeds[::each], call, num_corrections)
-        x_T = x_T.repeat_interleave(each, dim=0)
+        else:
+            x_T = given.noise.to(self.device)
         pictures = self.decode(
-            embeds, captions, None, seeds, call, scheduler=self.ddim_scheduler, noise=x_T, eta=eta
+            embeds,
+            captions,
+            None,
+            seeds,
+            call,
+            scheduler=self.ddim_scheduler,
+            noise=x_T.repeat_interleave(each, dim=0),
+            eta=eta,
         )
         return self.finish(embeds, pictures, seeds, call)
 
     def _check_latents(self, latents: Latents) -> None:
         """Raise UserError if they are another model's."""
         config: Any = self.decoder.config
-        count = len(latents.noise)
+        count = len(latents)
         wanted = (count, self.clip.embed_dim), (count, 3, config.sample_size, config.sample_size)
         found = tuple(latents.image_embeds.shape), tuple(latents.noise.shape)
         if count == 0 or found != wanted:

@@ -41,7 +41,7 @@ def analytic() -> Callable[[Any], Any]:
     exact = Denoiser(lambda x, t: torch.zeros_like(x), make_schedule("cosine"), "v_prediction")
 
     def make(pipe: Any) -> Any:
-        pipe.denoiser = lambda *arguments: (exact, {})
+        pipe.denoiser = lambda *arguments, **options: (exact, {})
         return pipe
 
     return make

@@ -118,7 +118,6 @@ CHANGES: list[tuple[dict[str, Any], list[str]]] = [
     ({"upsampler_num_inference_steps": 5}, CLASSES),
     ({"upsampler_noise_level": 0.9}, CLASSES),
     ({"generator": torch.Generator().manual_seed(5)}, CLASSES),
-    ({"captions_only": True}, ["UnCLIPTextToImagePipeline"]),
 ]
 
 

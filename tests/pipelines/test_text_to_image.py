@@ -287,3 +287,17 @@ def test_wrong_arguments(
 def test_unknown_setting(tiny_pipeline: UnCLIPTextToImagePipeline) -> None:
     with pytest.raises(UserError, match="unknown setting 'steps': choose from prior_num"):
         tiny_pipeline.settings(steps=3)
+
+
+def test_captions_alone_need_no_prior(tiny_pipeline: UnCLIPTextToImagePipeline, monkeypatch) -> None:
+    monkeypatch.setattr("unclip.pipelines.base.sample_prior", None)
+    seed = torch.Generator().manual_seed
+    made, other = (
+        tiny_pipeline(text, captions_only=True, size=16, output_type="pt", generator=seed(0))
+        for text in ("a red apple", "a blue house")
+    )
+    assert made.image_embeds is None
+    assert (made.images - other.images).abs().max() > 1e-4
+    for wrong in ({"prompt": None, "image_embeds": torch.ones(1, 12)}, {"image_embeds": torch.ones(1, 12)}):
+        with pytest.raises(UserError, match="captions_only decodes captions alone"):
+            tiny_pipeline(**{"prompt": "a red apple", "captions_only": True, **wrong})

@@ -14,7 +14,7 @@ from torch.testing import assert_close
 
 from unclip.errors import UserError
 from unclip.pipelines import Latents, UnCLIPTextToImagePipeline, UnCLIPVariationPipeline
-from unclip.pipelines.latents import load_embeds, save_embeds
+from unclip.pipelines.latents import load_embeds
 
 
 @pytest.fixture
@@ -141,8 +141,10 @@ def test_latents_stand_for_their_pictures(
     assert torch.equal(load_embeds(tmp_path / "a.safetensors"), latents.image_embeds)
 
 
-def test_embeddings_are_saved_and_read(latents: Latents, tmp_path: Path) -> None:
-    save_embeds(latents.image_embeds, tmp_path / "a.safetensors")
+def test_embeddings_are_read(latents: Latents, tmp_path: Path) -> None:
+    save_file(
+        {"image_embeds": latents.image_embeds.clone(), "noise": latents.noise}, tmp_path / "a.safetensors"
+    )
     assert torch.equal(load_embeds(tmp_path / "a.safetensors"), latents.image_embeds)
     save_file({"other": latents.image_embeds[0].clone()}, tmp_path / "one.safetensors")
     assert torch.equal(load_embeds(tmp_path / "one.safetensors"), latents.image_embeds[:1])
@@ -213,3 +215,14 @@ def test_the_embedded_model_gives_a_picture_again(real: Any) -> None:
     again = pipe(picture, eta=0.0, size=64, output_type="pt").images
     error = (again - (read_pictures(picture, 64).rgb / 2 + 0.5)).square().mean()
     assert -10 * error.log10() > 30
+
+
+def test_noise_on_the_embedding_leaves_x_T_as_it_was_found(
+    pipe: UnCLIPVariationPipeline, pictures: list[Tensor]
+) -> None:
+    """So each variation begins at the same x_T, whatever noise its embedding gets."""
+    found = pipe.latents(pictures[0], decoder_num_inference_steps=4)
+    options: dict[str, Any] = {"eta": 0.0, "noise_level": 0.6, "num_images_per_prompt": 2}
+    made = vary(pipe, pictures[0], decoder_num_inference_steps=4, **options)
+    assert_close(made, vary(pipe, found, **options), rtol=0, atol=1e-6)
+    assert (made[0] - made[1]).abs().max() > 1e-3
