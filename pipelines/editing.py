@@ -150,7 +150,7 @@ class UnCLIPInpaintPipeline(_Edit):
         check_share(image_weight, "image_weight")
         check_count(num_resamplings, "num_resamplings")
         call = self.check(options, decoder_num_inference_steps=EDIT_STEPS)
-        given, hole_at = holes(read(image, fit), mask_image, outpaint)
+        given, hole_at = holes(read(image, fit), mask_image, outpaint, self._base_size)
         each = num_images_per_prompt
         seeds = seeds_of(call, len(given), each)
         z, text, negative = self._embeds(given, prompt, negative_prompt, image_weight, each, seeds, call)

@@ -19,22 +19,23 @@ SEAM = 32  # the seam around a hole is 1 / SEAM of the side wide
 TOUCHED = 1e-3  # share of a pixel that a hole must cover to take it; less is rounding
 OPAQUE = 0.5  # what is less opaque is a hole, where alpha says where it is
 
-ROUGH = 64  # pixels at which is looked whether there is a hole
+FRAME = 1024  # pixels of a side to work on where a picture is continued outwards: no result is larger
 
 HoleAt = Callable[[int], Tensor]  # size -> [P, 1, size, size], 1 wherever the hole touches a pixel
 
 
 def holes(
-    given: Given, mask_image: Source | Sequence[Source] | None, outpaint: float
+    given: Given, mask_image: Source | Sequence[Source] | None, outpaint: float, size: int
 ) -> tuple[Given, HoleAt]:
     """The pictures, made smaller if they are to be continued outwards, and their holes at any size.
 
     Args:
         mask_image: one mask, or one for each picture; None for the pictures' own transparency.
         outpaint: share of the side that is added around a picture.
+        size: of the decoder's picture, in which there must be a hole.
 
     Raises:
-        UserError: a mask does not fit its picture or marks nothing, or there is no hole at all.
+        UserError: a mask does not fit its picture or marks nothing, or there is no hole.
     """
     if check_share(outpaint, "outpaint") == 1:
         raise UserError("outpaint must be below 1, or nothing of the picture is left")
@@ -53,7 +54,7 @@ def holes(
         alpha = torch.stack([square(each, size, given.fit).alpha for each in pictures])
         return (alpha < 1 - TOUCHED).float()
 
-    if not bool(hole_at(ROUGH).flatten(1).any(dim=1).all()):
+    if not bool(hole_at(size).flatten(1).any(dim=1).all()):
         raise UserError(
             "there is nothing to fill: give a mask, a picture with transparent parts, or outpaint above 0"
         )
@@ -69,9 +70,9 @@ def _with_hole(picture: Picture, mask: Source | None) -> Picture:
 
 def _smaller(picture: Picture, share: float, fit: str) -> Picture:
     """The picture as a square with an empty border, `share` of its new side wide in all."""
-    side = max(picture.size)
+    side = min(max(picture.size), max(1, round(FRAME * (1 - share))))
     inner = square(picture, side, fit)  # type: ignore[arg-type]
-    border = round(side * share / (1 - share) / 2)
+    border = min(round(side * share / (1 - share) / 2), FRAME // 2)
     frame = (border,) * 4
     return replace(inner, rgb=F.pad(inner.rgb, frame, value=1.0), alpha=F.pad(inner.alpha, frame, value=0.0))
 

@@ -80,13 +80,29 @@ def test_a_blend_of_all_kinds(pictures, common, capsys, tmp_path: Path) -> None:
     assert call("blend", *inputs, "--frames", 5, "--steps", 2, "--gif", *common) == 0
     said = json.loads(capsys.readouterr().out)
     assert len(said["images"]) == 5
-    with Image.open(said["grid"]) as strip:
+    with Image.open(*said["grids"]) as strip:
         assert strip.width > 5 * 16
-    (gif,) = (tmp_path / "out").glob("*.gif")
-    with Image.open(gif) as film:
+    assert [Path(each) for each in said["gifs"]] == list((tmp_path / "out").glob("*.gif"))
+    with Image.open(*said["gifs"]) as film:
         assert film.n_frames == 8  # there and back
     assert call("blend", *inputs, "--weights", "1,0,2,0,1", "--steps", 2, *common) == 0
     assert len(json.loads(capsys.readouterr().out)["images"]) == 1
+
+
+@pytest.mark.parametrize("command", ["vary", "diff", "upscale"])
+def test_json_is_one_object_of_all_pictures(command: str, pictures, common, capsys) -> None:
+    given = [each if each != 16 or command != "upscale" else 64 for each in common]
+    assert call(command, *pictures.values(), *COMMANDS.get(command, []), *given) == 0
+    made = json.loads(capsys.readouterr().out)["images"]
+    assert list(dict.fromkeys(each["image"] for each in made)) == [*pictures]
+
+
+def test_options_that_would_do_nothing_are_not_offered(capsys) -> None:
+    ignored = {"vary": ["--prior"], "upscale": ["--prior", "--steps", "--fit", "--noise-level"]}
+    for command, options in ignored.items():
+        for option in options:
+            assert call(command, "picture.png", option, "1") == 2
+            assert f"No such option: {option}" in capsys.readouterr().err
 
 
 def test_upscaling_keeps_the_shape(pictures, tiny_model: Path, tmp_path: Path, capsys) -> None:
@@ -107,7 +123,7 @@ def test_a_latent_closes_the_circle(pictures, common, tiny_model: Path, tmp_path
     assert len(json.loads(capsys.readouterr().out)["images"]) == 4
     assert call("vary", latent, "--eta", 0, "-n", 1, *common) == 0
     said = json.loads(capsys.readouterr().out)
-    assert said["image"] == "latent.safetensors"
+    assert {each["image"] for each in said["images"]} == {"latent.safetensors"}
     assert len({each["path"] for each in said["images"]}) == 4
 
 
@@ -153,6 +169,7 @@ def bad(pictures: dict[str, Path], tmp_path: Path) -> dict[str, tuple[list[objec
         "strength": (["edit", image, "a", "--strength", 0], "strength 0"),
         "noise": (["vary", image, "--noise", "loud"], "noise must be one of"),
         "prior": ([*diff, "--prior", "nobody"], "no prior 'nobody'"),
+        "latent to vary": (["vary", image, tmp_path / "none.safetensors"], "no file at"),
         "latent": (["generate", "--image-embeds", tmp_path / "none.safetensors"], "no file at"),
     }
 
@@ -166,3 +183,9 @@ def test_bad_input_is_one_line(pictures, common, tmp_path: Path, capsys) -> None
         assert len(said.err.splitlines()) == 1, (name, said.err)
         assert expected in said.err, (name, said.err)
     assert not list((tmp_path / "out").glob("*"))
+
+
+def test_a_latent_is_no_picture_to_invert(tmp_path: Path, capsys) -> None:
+    (tmp_path / "latent.safetensors").write_bytes(b"whatever it holds")
+    assert call("invert", tmp_path / "latent.safetensors") == 2
+    assert "no picture that can be read" in capsys.readouterr().err

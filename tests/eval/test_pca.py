@@ -87,7 +87,10 @@ def test_the_command_writes_a_strip_for_each_picture(tiny_model: Path, tmp_path:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--components", "1,x"], "--components takes whole numbers such as 1,4,16, got '1,x'"),
+        (
+            ["--components", "1,x"],
+            "--components takes whole numbers with commas between them, such as 1,4,16, got '1,x'",
+        ),
         (["--data", "nowhere"], "unclip data build emoji --out nowhere"),
         ([], "this model has no AR prior, whose components are used: give pictures by --data"),
     ],

@@ -31,7 +31,7 @@ def picture(height: int = 32, width: int = 32, channels: int = 3, seed: int = 0)
 
 def test_at_its_own_size_a_hole_is_its_mask() -> None:
     mask = box(32, 5, 9, 11)
-    given, hole_at = holes(read(picture(), "pad"), mask, 0.0)
+    given, hole_at = holes(read(picture(), "pad"), mask, 0.0, 32)
     assert torch.equal(hole_at(32)[0, 0], mask)
     assert_close(given.at(32)[0], picture() * 2 - 1)
 
@@ -39,7 +39,7 @@ def test_at_its_own_size_a_hole_is_its_mask() -> None:
 @pytest.mark.parametrize("size", [8, 16, 64, 128])
 def test_at_other_sizes_it_covers_all_that_the_mask_touches(size: int) -> None:
     mask = box(32, 5, 9, 11)
-    _, hole_at = holes(read(picture(), "pad"), mask, 0.0)
+    _, hole_at = holes(read(picture(), "pad"), mask, 0.0, 32)
     hole = hole_at(size)[0, 0]
     assert set(hole.unique().tolist()) == {0, 1}
     # Pixel k lies over [k, k + 1] · 32 / size of the mask.
@@ -56,7 +56,7 @@ def test_at_other_sizes_it_covers_all_that_the_mask_touches(size: int) -> None:
 def test_a_hole_lies_as_its_picture_does(fit: Any) -> None:
     mask = torch.zeros(16, 32)
     mask[4:10, 12:18] = 1
-    shown, hole_at = holes(read(1 - mask.expand(3, -1, -1), fit), mask, 0.0)  # black where the hole is
+    shown, hole_at = holes(read(1 - mask.expand(3, -1, -1), fit), mask, 0.0, 32)  # black where the hole is
     rgb, hole = shown.at(32)[0, 0], hole_at(32)[0, 0]
     if fit == "pad":
         expected = torch.zeros(32, 32)
@@ -70,21 +70,21 @@ def test_without_a_mask_the_hole_is_what_is_transparent() -> None:
     rgba = picture(channels=4)
     rgba[3] = 1 - box(32, 3, 4, 9) * 0.7  # 0.3 in the box, less than half
     rgba[3, 20:, 20:] = 0.8  # a shadow, not a hole
-    _, hole_at = holes(read(rgba, "pad"), None, 0.0)
+    _, hole_at = holes(read(rgba, "pad"), None, 0.0, 32)
     assert torch.equal(hole_at(32)[0, 0], box(32, 3, 4, 9))
     mask = box(32, 20, 20, 5)  # a mask is taken in its place
-    assert torch.equal(holes(read(rgba, "pad"), mask, 0.0)[1](32)[0, 0], mask)
+    assert torch.equal(holes(read(rgba, "pad"), mask, 0.0, 32)[1](32)[0, 0], mask)
 
 
 def test_several_pictures_and_masks() -> None:
     sources = [picture(), picture(48, 48, seed=1)]
     masks = [box(32, 1, 1, 9), box(48, 20, 20, 9)]
-    _, hole_at = holes(read(sources, "pad"), masks, 0.0)
+    _, hole_at = holes(read(sources, "pad"), masks, 0.0, 32)
     assert hole_at(16).shape == (2, 1, 16, 16)
     for i in range(2):
-        alone = holes(read(sources[i], "pad"), masks[i], 0.0)[1](16)
+        alone = holes(read(sources[i], "pad"), masks[i], 0.0, 32)[1](16)
         assert torch.equal(hole_at(16)[i], alone[0])
-    _, shared = holes(read([picture(), picture(seed=1)], "pad"), masks[0], 0.0)
+    _, shared = holes(read([picture(), picture(seed=1)], "pad"), masks[0], 0.0, 32)
     assert torch.equal(shared(32), masks[0].expand(2, 1, -1, -1))
 
 
@@ -93,7 +93,7 @@ def test_several_pictures_and_masks() -> None:
 
 @pytest.mark.parametrize("share", [0.25, 0.5, 0.75])
 def test_outpainting_leaves_the_picture_in_the_middle(share: float) -> None:
-    given, hole_at = holes(read(picture(), "pad"), None, share)
+    given, hole_at = holes(read(picture(), "pad"), None, share, 32)
     side = round(32 / (1 - share) / 2) * 2
     border = (side - 32) // 2
     inside = slice(border, border + 32)
@@ -104,9 +104,16 @@ def test_outpainting_leaves_the_picture_in_the_middle(share: float) -> None:
     assert abs(border * 2 / side - share) < 0.02
 
 
+@pytest.mark.parametrize("share", [0.1, 0.99, 1 - 1e-9])
+def test_however_long_a_picture_its_frame_is_no_larger_than_a_result(share: float) -> None:
+    given, hole_at = holes(read(torch.zeros(3, 1, 20_000), "pad"), None, share, 32)
+    assert max(given.pictures[0].size) <= 1026
+    assert hole_at(32).any()
+
+
 def test_outpainting_keeps_a_hole_too() -> None:
     mask = box(32, 8, 8, 10)
-    _, hole_at = holes(read(picture(), "pad"), mask, 0.5)
+    _, hole_at = holes(read(picture(), "pad"), mask, 0.5, 32)
     hole = hole_at(64)[0, 0]
     assert torch.equal(hole[16:48, 16:48], mask)
     assert hole.sum() == 64**2 - 32**2 + 100
@@ -119,38 +126,44 @@ NOTHING = "there is nothing to fill: give a mask, a picture with transparent par
 
 def test_nothing_to_fill() -> None:
     with pytest.raises(UserError, match=NOTHING):
-        holes(read(picture(), "pad"), None, 0.0)
+        holes(read(picture(), "pad"), None, 0.0, 32)
     with pytest.raises(UserError, match=NOTHING):
-        holes(read(torch.full((4, 9, 9), 0.6), "pad"), None, 0.0)  # not transparent enough
+        holes(read(torch.full((4, 9, 9), 0.6), "pad"), None, 0.0, 32)  # not transparent enough
     wide = torch.zeros(16, 64)
     wide[:, 60:] = 1
     with pytest.raises(UserError, match=NOTHING):  # cut away
-        holes(read(picture(16, 64), "crop"), wide, 0.0)
+        holes(read(picture(16, 64), "crop"), wide, 0.0, 32)
     clear = picture(channels=4)
     clear[3] = box(32, 0, 0, 16)
     with pytest.raises(UserError, match=NOTHING):  # in one of two
-        holes(read([clear, picture()], "pad"), None, 0.0)
+        holes(read([clear, picture()], "pad"), None, 0.0, 32)
 
 
 def test_a_dot_is_a_hole_at_the_decoders_size() -> None:
-    _, hole_at = holes(read(picture(512, 512), "pad"), box(512, 100, 100, 3), 0.0)
-    assert hole_at(64).any()
+    _, hole_at = holes(read(picture(512, 512), "pad"), box(512, 100, 100, 3), 0.0, 32)
+    assert hole_at(32).any()
+
+
+def test_too_narrow_a_border_is_no_hole_at_the_decoders_size() -> None:
+    """A border of half a pixel at 64 px may leave none at 32."""
+    with pytest.raises(UserError, match=NOTHING):
+        holes(read(picture(2000, 2000), "pad"), None, 1e-4, 32)
 
 
 def test_masks_that_do_not_fit() -> None:
     with pytest.raises(UserError, match="the mask marks nothing"):
-        holes(read(picture(), "pad"), torch.zeros(32, 32), 0.0)
+        holes(read(picture(), "pad"), torch.zeros(32, 32), 0.0, 32)
     with pytest.raises(UserError, match="the mask has 16 x 16 pixels and its picture 32 x 32"):
-        holes(read(picture(), "pad"), box(16, 1, 1, 4), 0.0)
+        holes(read(picture(), "pad"), box(16, 1, 1, 4), 0.0, 32)
     with pytest.raises(UserError, match="got 3 masks for 2 pictures: give one for each, or a single one"):
-        holes(read([picture(), picture()], "pad"), [box(32, 1, 1, 4)] * 3, 0.0)
+        holes(read([picture(), picture()], "pad"), [box(32, 1, 1, 4)] * 3, 0.0, 32)
     for share, message in (
         (1, "outpaint must be below 1"),
         (1.5, "outpaint must lie"),
         (-0.1, "outpaint must lie"),
     ):
         with pytest.raises(UserError, match=message):
-            holes(read(picture(), "pad"), None, share)
+            holes(read(picture(), "pad"), None, share, 32)
 
 
 # ---- pasting -----------------------------------------------------------------------------------------------------

@@ -8,19 +8,23 @@ from typing import Annotated, Any
 
 import typer
 
+from unclip.cli.delivery import Wanted
 from unclip.cli.options import (
     AsJson,
     Device,
-    Dtype,
+    FitOption,
+    GuidanceScale,
     Model,
     Number,
-    Progress,
+    Prior,
     Text,
     Whole,
     load_pipeline,
+    model_name,
+    read_numbers,
     tell_understood,
 )
-from unclip.cli.shared import Shared, with_groups
+from unclip.cli.shared import Decoding, Machine, with_groups
 from unclip.errors import UserError
 
 LATENT = ".safetensors"  # how the names of files of `unclip invert` end
@@ -43,33 +47,42 @@ def vary(
     noise: NoiseOption = "inverted",
     prompt: Annotated[Text, typer.Option(help="A caption for the decoder besides the picture.")] = None,
     *,
-    shared: Shared,
+    wanted: Wanted,
+    decoding: Decoding,
+    machine: Machine,
 ) -> None:
     """Make variations of pictures: what CLIP sees in them stays. A latent of `unclip invert` will do, too."""
+    from unclip.pipelines.stages import generators
+
     check_pictures(images)
-    pipe = shared.pipeline("UnCLIPVariationPipeline")
-    first = shared.first_seed()
+    pipe = machine.pipeline("UnCLIPVariationPipeline")
+    facts = {"operation": "vary", "eta": eta, "noise": noise, "prompt": prompt, **decoding.settings()}
+    delivery = wanted.delivery(**facts, model=model_name(machine.model))
+    first = wanted.first_seed()
     for image in images:
         source = read_latents(image)
-        count = 1 if source is image else len(source.noise)
-        seeds = [first + k for k in range(num_images)] * count
+        stem = f"{Path(image).stem} vary"
+        names = [stem] if source is image else [f"{stem} {k}" for k in range(len(source))]
+        seeds = [first + k for k in range(num_images)] * len(names)
         made = pipe(
             source,
             num_images_per_prompt=num_images,
             eta=eta,
             noise=noise,
             prompt=prompt,
-            fit=shared.fit,
+            fit=decoding.fit,
+            size=wanted.size,
             generator=generators(seeds),
-            **shared.options(),
+            **decoding.settings(),
         )
-        facts = {"operation": "vary", "image": Path(image).name, "eta": eta, "noise": noise, "prompt": prompt}
-        names = [
-            f"{Path(image).stem} {k} vary" if count > 1 else f"{Path(image).stem} vary" for k in range(count)
-        ]
-        shared.deliver(
-            made.images, [name for name in names for _ in range(num_images)], seeds, facts, columns=num_images
+        delivery.add(
+            made.images,
+            [name for name in names for _ in range(num_images)],
+            seeds,
+            {"image": Path(image).name},
+            columns=num_images,
         )
+    delivery.end()
 
 
 @with_groups
@@ -83,45 +96,51 @@ def blend(
     gif: Annotated[
         bool, typer.Option("--gif", help="Write the frames as a GIF, there and back, too.")
     ] = False,
+    prior: Prior = None,
     *,
-    shared: Shared,
+    wanted: Wanted,
+    decoding: Decoding,
+    machine: Machine,
 ) -> None:
     """Blend pictures and prompts: frames on the way from one to the next as a strip, or one weighted mean."""
-    check_pictures([each for each in inputs if not each.startswith("prompt:")])
-    shares = None if weights is None else numbers(weights, "--weights")
+    from unclip.pipelines.interpolation import PROMPT
+    from unclip.pipelines.stages import generators
+
+    prompts = [each.removeprefix(PROMPT) for each in inputs if each.startswith(PROMPT)]
+    check_pictures([each for each in inputs if not each.startswith(PROMPT)])
+    shares = None if weights is None else read_numbers(weights, "--weights")
     count = 9 if frames is None and shares is None else frames
-    pipe = shared.pipeline("UnCLIPInterpolationPipeline")
-    tell_understood(
-        pipe, [each.removeprefix("prompt:") for each in inputs if each.startswith("prompt:")], None
-    )
-    seed = shared.first_seed()
+    pipe = machine.pipeline("UnCLIPInterpolationPipeline")
+    tell_understood(pipe, prompts, None)
+    seed = wanted.first_seed()
     made = pipe(
         inputs,
         weights=shares,
         num_frames=count,
         noise=noise,
-        fit=shared.fit,
+        prior=prior,
+        fit=decoding.fit,
+        size=wanted.size,
         generator=generators([seed])[0],
-        **shared.options(),
+        **decoding.settings(),
     )
     images = made.images
-    names = [each if each.startswith("prompt:") else Path(each).name for each in inputs]
-    stem = " ".join(Path(each).stem if not each.startswith("prompt:") else each[7:] for each in inputs)
-    facts = {"operation": "blend", "inputs": names, "weights": shares, "frames": count, "noise": noise}
-    labels = [f"{k + 1}/{len(images)}" for k in range(len(images))]
-    shared.deliver(
+    names = [each if each.startswith(PROMPT) else Path(each).name for each in inputs]
+    stem = " ".join([*(Path(each.removeprefix(PROMPT)).stem for each in names), "blend"])
+    facts = {"operation": "blend", "weights": shares, "frames": count, "noise": noise, "prior": prior}
+    delivery = wanted.delivery(**facts, **decoding.settings(), model=model_name(machine.model))
+    delivery.add(
         images,
-        [f"{stem} blend"] * len(images)
-        if len(images) == 1
-        else [f"{stem} blend {k}" for k in range(len(images))],
+        [stem] if len(images) == 1 else [f"{stem} {k}" for k in range(len(images))],
         [seed] * len(images),
-        facts,
-        captions=labels,
+        {"inputs": names},
+        captions=[f"{k + 1}/{len(images)}" for k in range(len(images))],
         columns=len(images),
         sheet=len(images) > 1,
     )
     if gif:
-        typer.echo(save_gif(images, shared.output, f"{stem} blend", seed), err=shared.as_json)
+        delivery.add_film(images, stem, seed)
+    delivery.end()
 
 
 @with_groups
@@ -144,43 +163,51 @@ def diff(
     gif: Annotated[
         bool, typer.Option("--gif", help="Write the frames as a GIF, there and back, too.")
     ] = False,
+    prior: Prior = None,
     *,
-    shared: Shared,
+    wanted: Wanted,
+    decoding: Decoding,
+    machine: Machine,
 ) -> None:
     """Change pictures as one text changes into another: --from "an apple, flat" --to "an apple, 3D"."""
+    from unclip.pipelines.stages import generators
+    from unclip.pipelines.text_diff import check_thetas
+
     check_pictures(images)
-    pipe = shared.pipeline("UnCLIPTextDiffPipeline")
+    thetas = check_thetas(theta, frames)
+    pipe = machine.pipeline("UnCLIPTextDiffPipeline")
     tell_understood(pipe, [*source, *target], None)
-    seed = shared.first_seed()
+    facts = {"operation": "diff", "from": source, "to": target, "theta": theta, "frames": frames}
+    facts |= {"via": via, "noise": noise, "prior": prior, **decoding.settings()}
+    delivery = wanted.delivery(**facts, model=model_name(machine.model))
+    seed = wanted.first_seed()
     for image in images:
         made = pipe(
             image,
             source,
             target,
-            theta=theta,
-            num_frames=frames,
+            theta=thetas,
             via=via,
             noise=noise,
-            fit=shared.fit,
+            prior=prior,
+            fit=decoding.fit,
+            size=wanted.size,
             generator=generators([seed])[0],
-            **shared.options(),
+            **decoding.settings(),
         )
-        facts: dict[str, Any] = {"operation": "diff", "image": Path(image).name, "from": source, "to": target}
-        facts |= {"theta": theta, "frames": frames, "via": via, "noise": noise}
         stem = f"{Path(image).stem} diff {target[0]}"
-        angles = [theta * k / max(1, frames - 1) for k in range(frames)] if frames > 1 else [theta]
-        names = [f"{stem} {k}" if frames > 1 else stem for k in range(frames)]
-        shared.deliver(
+        delivery.add(
             made.images,
-            names,
+            [stem] if frames == 1 else [f"{stem} {k}" for k in range(frames)],
             [seed] * frames,
-            facts,
-            captions=[f"theta {angle:.2f}" for angle in angles],
+            {"image": Path(image).name},
+            captions=[f"theta {each:.2f}" for each in thetas],
             columns=frames,
             sheet=frames > 1,
         )
         if gif:
-            typer.echo(save_gif(made.images, shared.output, stem, seed), err=shared.as_json)
+            delivery.add_film(made.images, stem, seed)
+    delivery.end()
 
 
 @with_groups
@@ -202,50 +229,62 @@ def edit(
     ] = 4,
     negative_prompt: Annotated[Text, typer.Option(help="What to move away from.")] = None,
     num_images: Annotated[int, typer.Option("--num-images", "-n", min=1, help="Results to make.")] = 1,
+    prior: Prior = None,
     *,
-    shared: Shared,
+    wanted: Wanted,
+    decoding: Decoding,
+    machine: Machine,
 ) -> None:
     """Fill the part of a picture that a mask (or its transparency) marks, or change all of it with --strength."""
+    from unclip.pipelines.stages import generators
+
     if strength is not None and (mask is not None or outpaint):
         raise UserError(
             "--strength changes the whole picture: leave out --mask and --outpaint, or leave it out"
         )
-    pipe = shared.pipeline("UnCLIPInpaintPipeline" if strength is None else "UnCLIPImg2ImgPipeline")
+    pipe = machine.pipeline("UnCLIPInpaintPipeline" if strength is None else "UnCLIPImg2ImgPipeline")
     tell_understood(pipe, [prompt, negative_prompt or ""], None)
-    first = shared.first_seed()
+    first = wanted.first_seed()
     seeds = [first + k for k in range(num_images)]
     own: dict[str, Any] = (
         {"mask_image": mask, "outpaint": outpaint, "num_resamplings": resamplings}
         if strength is None
         else {"strength": strength}
     )
-    own |= {"image_weight": image_weight, "negative_prompt": negative_prompt}
+    own |= {"image_weight": image_weight, "negative_prompt": negative_prompt, "prior": prior}
+    own |= decoding.settings()
     made = pipe(
         prompt,
         image,
         num_images_per_prompt=num_images,
-        fit=shared.fit,
+        fit=decoding.fit,
+        size=wanted.size,
         generator=generators(seeds),
         **own,
-        **shared.options(),
     )
     facts = {"operation": "edit", "image": Path(image).name, "prompt": prompt, **own}
     facts["mask_image"] = Path(mask).name if mask else None
-    shared.deliver(made.images, [f"{Path(image).stem} edit {prompt}"] * num_images, seeds, facts)
+    delivery = wanted.delivery(model=model_name(machine.model))
+    delivery.add(made.images, [f"{Path(image).stem} edit {prompt}"] * num_images, seeds, facts)
+    delivery.end()
 
 
 @with_groups
-def upscale(images: Images, *, shared: Shared) -> None:
+def upscale(images: Images, *, wanted: Wanted, machine: Machine) -> None:
     """Enlarge pictures of any shape to --size 256 or 1024 pixels (of the longer side; by default the largest)."""
+    from unclip.pipelines.stages import generators
+
     check_pictures(images)
-    pipe = shared.pipeline("UnCLIPUpscalePipeline")
-    seed = shared.first_seed()
+    pipe = machine.pipeline("UnCLIPUpscalePipeline")
+    seed = wanted.first_seed()
+    delivery = wanted.delivery(operation="upscale", model=model_name(machine.model))
     for image in images:
-        made = pipe(image, size=shared.size, generator=generators([seed])[0])
-        facts = {"operation": "upscale", "image": Path(image).name}
-        shared.deliver(made, [f"{Path(image).stem} upscale"], [seed], facts)
+        made = pipe(image, size=wanted.size, generator=generators([seed])[0])
+        delivery.add(made, [f"{Path(image).stem} upscale"], [seed], {"image": Path(image).name})
+    delivery.end()
 
 
+@with_groups
 def invert(
     images: Images,
     output: Annotated[Path, typer.Option("--output", "-o", help="File to write, .safetensors.")] = Path(
@@ -255,22 +294,18 @@ def invert(
     corrections: Annotated[
         int, typer.Option(min=1, help="Of x_T at each step: more, a closer round trip.")
     ] = 2,
-    guidance_scale: Annotated[Number, typer.Option(min=0, help="Of the decoder; 1 = none.")] = None,
-    fit: Annotated[str, typer.Option(help="How a picture is made square: pad, crop or stretch.")] = "pad",
+    guidance_scale: GuidanceScale = None,
+    fit: FitOption = "pad",
     as_json: AsJson = False,
-    model: Model = None,
-    device: Device = None,
-    dtype: Dtype = "float32",
-    progress: Progress = True,
+    *,
+    machine: Machine,
 ) -> None:
     """Write the bipartite latent (z_i, x_T) of pictures, which `vary` and `generate --image-embeds` take."""
     from unclip.files import check_writable
-    from unclip.pipelines import UnCLIPVariationPipeline
 
-    check_pictures(images)
+    check_pictures(images, latents=False)
     check_writable(output.absolute().parent)
-    pipe = UnCLIPVariationPipeline.from_pipe(load_pipeline(model, device, dtype, progress))
-    found = pipe.latents(
+    found = machine.pipeline("UnCLIPVariationPipeline").latents(
         images,
         num_corrections=corrections,
         fit=fit,
@@ -318,27 +353,12 @@ def describe(
         typer.echo("  words  " + ", ".join(f"{word} {score:.2f}" for word, score in each.words))
 
 
-def generators(seeds: list[int]) -> list[Any]:
-    """One for each seed."""
-    import torch
-
-    return [torch.Generator().manual_seed(seed) for seed in seeds]
-
-
-def numbers(text: str, option: str) -> list[float]:
-    """`1,2.5` as numbers."""
-    try:
-        return [float(each) for each in text.split(",")]
-    except ValueError as error:
-        raise UserError(f"{option} takes numbers with commas between them, got {text!r}") from error
-
-
-def check_pictures(images: list[str]) -> None:
+def check_pictures(images: list[str], latents: bool = True) -> None:
     """Read them all once, before anything slow: one that is missing or damaged costs no work on the others."""
     from unclip.pipelines.reading import read_picture
 
     for image in images:
-        if not image.endswith(LATENT):
+        if not latents or read_latents(image) is image:
             read_picture(image)
 
 
@@ -349,15 +369,3 @@ def read_latents(image: str) -> Any:
     from unclip.pipelines import Latents
 
     return Latents.load(image)
-
-
-def save_gif(images: list[Any], folder: Path, name: str, seed: int) -> Path:
-    """Frames there and back, a fifth of a second each."""
-    from unclip.files import atomic_path
-    from unclip.pipelines.pictures import slug
-
-    path = folder / f"{slug(name)}-seed{seed}.gif"
-    loop = [*images, *images[-2:0:-1]]
-    with atomic_path(path) as temporary:
-        loop[0].save(temporary, format="GIF", save_all=True, append_images=loop[1:], duration=200, loop=0)
-    return path

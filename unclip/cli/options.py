@@ -40,6 +40,9 @@ Prior = Annotated[
         help="Another prior of the model: diffusion, ar, regression, linear or none, as it has them."
     ),
 ]
+FitOption = Annotated[
+    str, typer.Option("--fit", help="How a picture is made square: pad (on white), crop or stretch.")
+]
 GuidanceScale = Annotated[Number, typer.Option(min=0, help="1 = no guidance.")]
 
 
@@ -76,6 +79,17 @@ def read_number(assignment: str, option: str = "--default") -> tuple[str, float]
         return key, int(value) if value.lstrip("-").isdigit() else float(value)
     except ValueError as error:
         raise UserError(f"{option} takes key=number, got {assignment!r}") from error
+
+
+def read_numbers(text: str, option: str, whole: bool = False) -> list[Any]:
+    """`1,2.5` as numbers."""
+    try:
+        return [int(each) if whole else float(each) for each in text.split(",")]
+    except ValueError as error:
+        kind, example = ("whole numbers", "1,4,16") if whole else ("numbers", "1,2.5")
+        raise UserError(
+            f"{option} takes {kind} with commas between them, such as {example}, got {text!r}"
+        ) from error
 
 
 def read_named(assignment: str, option: str) -> tuple[str, str]:

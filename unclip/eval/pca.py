@@ -60,18 +60,6 @@ class Basis:
         return list(wanted)
 
 
-def parse_components(text: str) -> list[int]:
-    """`1,4,16` as numbers.
-
-    Raises:
-        UserError: they are none.
-    """
-    try:
-        return [int(each) for each in text.split(",")]
-    except ValueError as error:
-        raise UserError(f"--components takes whole numbers such as 1,4,16, got {text!r}") from error
-
-
 def frames(basis: Basis, z: Tensor, counts: Sequence[int]) -> tuple[Tensor, list[str]]:
     """Embeddings of k components for each k, then z itself: [B, len(counts) + 1, D], and how each is called."""
     kept = [basis.keep(z, k) for k in counts]

@@ -148,16 +148,17 @@ def pca_command(
     device: Annotated[str, _DEVICE] = "cpu",
 ) -> None:
     """Decode pictures from ever more principal components of z_i (unCLIP, figure 7), a row for each."""
+    from unclip.cli.options import read_numbers
     from unclip.eval.cache import cache_folder
     from unclip.eval.grids import save_rows
-    from unclip.eval.pca import frames, parse_components
+    from unclip.eval.pca import frames
     from unclip.files import check_writable
     from unclip.pipelines.manipulation import CLIP_SEES_AT
-    from unclip.pipelines.measured import generators
     from unclip.pipelines.pictures import to_output
     from unclip.pipelines.reading import read_pictures
+    from unclip.pipelines.stages import generators
 
-    wanted = None if components is None else parse_components(components)
+    wanted = None if components is None else read_numbers(components, "--components", whole=True)
     if data is not None:
         check_data(data)
     check_writable(out.parent)
