@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from diffusers.utils import logging
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -110,6 +111,7 @@ def test_upscaling_keeps_the_shape(pictures, tiny_model: Path, tmp_path: Path, c
     assert call("upscale", pictures["alpha.png"], *options) == 0
     made = json.loads(capsys.readouterr().out)["images"][0]
     assert (made["width"], made["height"]) == (64, 20)
+    assert logging.is_progress_bar_enabled()  # as it was: nothing is left silent for what comes after
 
 
 def test_a_latent_closes_the_circle(pictures, common, tiny_model: Path, tmp_path: Path, capsys) -> None:

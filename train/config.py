@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from unclip.errors import UserError
-from unclip.files import atomic_path
+from unclip.files import write_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,8 +130,7 @@ class TrainConfig:
 
     def save(self, path: Path) -> None:
         """Write YAML to `path`, whole or not at all."""
-        with atomic_path(path) as temporary:
-            temporary.write_text(self.to_yaml())
+        write_text(path, self.to_yaml())
 
     @staticmethod
     def load(path: Path) -> TrainConfig:

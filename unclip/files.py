@@ -36,6 +36,16 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text file, whole or not at all; its last line ends with a newline.
+
+    Raises:
+        UserError: the disk is full.
+    """
+    with atomic_path(path) as temporary:
+        temporary.write_text(text if text.endswith("\n") else text + "\n", encoding="utf-8")
+
+
 @contextmanager
 def atomic_dir(path: str | Path) -> Iterator[Path]:
     """Give a temporary folder beside `path`; on success it takes its place, on failure it is removed.

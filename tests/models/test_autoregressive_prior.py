@@ -283,7 +283,9 @@ def test_mistakes_are_explained(prior, text, captions, codes) -> None:
         prior(codes[:, :5], SIMILARITY, **text)
     with pytest.raises(UserError, match="got no text_embeds"):
         prior(codes, SIMILARITY, text_tokens=text["text_tokens"], text_mask=text["text_mask"])
-    with pytest.raises(UserError, match="at least two embeddings of size 12"):
+    with pytest.raises(UserError, match=r"expected embeddings of size 12, got \(4, 5\)"):
+        prior.fit_pca(torch.zeros(4, 5))
+    with pytest.raises(UserError, match=r"at least two embeddings \[N, D\], got \(1, 12\)"):
         prior.fit_pca(torch.zeros(1, D))
     with pytest.raises(UserError, match="expected text of 4 rows"):
         prior.sample(captions, generators(0, 1, 2, 3))

@@ -125,9 +125,14 @@ def load_pipeline(
     from unclip.pipelines.loading import choose_device
 
     logging.set_verbosity_error()
-    logging.disable_progress_bar()  # of loading; the stages have their own
     place = choose_device(device)
-    pipe = UnCLIPTextToImagePipeline.from_pretrained(model).to(place, wanted)
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # of loading; the stages have their own
+    try:
+        pipe = UnCLIPTextToImagePipeline.from_pretrained(model).to(place, wanted)
+    finally:
+        if shown:
+            logging.enable_progress_bar()
     pipe.set_progress_bar_config(disable=None if progress else True, leave=False)  # None: not into a file
     return pipe
 

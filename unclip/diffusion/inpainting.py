@@ -56,7 +56,8 @@ def inpaint(
 
     x = x_T
     for i in range(count):
-        for again in reversed(range(num_resamplings)):
+        last = i + 1 == count
+        for again in reversed(range(1 if last else num_resamplings)):
             x = denoise(
                 denoiser,
                 scheduler,
@@ -69,12 +70,12 @@ def inpaint(
                 clip_range=clip_range,
                 callback_on_step_end=callback_on_step_end,
             )
-            if i + 1 == count:
-                return torch.where(hole, x, known)
+            if last:
+                break
             x = torch.where(hole, x, add_noise(known, noise(), *levels[i + 1]))
             if again:
                 x = renoise(x, noise(), levels[i + 1], levels[i]) / (unit if i == 0 else 1)
-    return x
+    return torch.where(hole, x, known)
 
 
 def renoise(x_s: Tensor, noise: Tensor, less: tuple[Tensor, ...], more: tuple[Tensor, ...]) -> Tensor:

@@ -22,13 +22,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import diffusers
 import torch
 from torch import Tensor
 
 from unclip.diffusion.denoiser import Conditions, Denoiser
 from unclip.diffusion.guidance import Guided
 from unclip.diffusion.sample import (
-    STOCHASTIC,
     LevelScheduler,
     StepCallback,
     denoise,
@@ -41,6 +41,9 @@ from unclip.errors import UserError
 # Levels with less noise (sigma/alpha) than this are passed over: what a network changes there is its own error, which
 # read as noise would be far too much (on the emoji decoder x_T then has a deviation of 1.7 instead of 1.1).
 LEAST_NOISE = 0.05
+
+# Schedulers that draw noise however they are configured.
+STOCHASTIC: tuple[Any, ...] = (diffusers.DDPMScheduler, diffusers.EulerAncestralDiscreteScheduler)
 
 
 def adds_noise(scheduler: Any) -> bool:

@@ -44,8 +44,6 @@ EXPLODING: tuple[Any, ...] = (
 )
 FLOW: tuple[Any, ...] = (diffusers.FlowMatchEulerDiscreteScheduler, diffusers.FlowMatchHeunDiscreteScheduler)
 
-STOCHASTIC: tuple[Any, ...] = (diffusers.DDPMScheduler, diffusers.EulerAncestralDiscreteScheduler)
-
 
 class LevelScheduler:
     """Base of our own schedulers: they name the (alpha, sigma) of each step themselves, and want x_0.

@@ -22,7 +22,7 @@ from unclip.data.sources import SOURCES
 from unclip.errors import UserError
 from unclip.eval.memorisation import memorisation_section
 from unclip.eval.tables import SPLIT_NAMES, Table, failure_lines, report_tables, to_markdown
-from unclip.files import atomic_path
+from unclip.files import atomic_path, write_text
 
 STAGES = ("clip", "prior", "decoder", "upsampler-256", "upsampler-1024")
 GRID_QUALITY = 70  # of the WebP files beside the card: small, since they are kept with the weights
@@ -178,8 +178,7 @@ def write_card(facts: Facts, model: Path, grids: Path) -> Path:
             with Image.open(grids / path) as grid, atomic_path(model / name) as temporary:
                 grid.save(temporary, quality=GRID_QUALITY, method=6)
             samples.append((split, name))
-    with atomic_path(model / "README.md") as temporary:
-        temporary.write_text(card_text(facts, model, samples), encoding="utf-8")
+    write_text(model / "README.md", card_text(facts, model, samples))
     return model / "README.md"
 
 

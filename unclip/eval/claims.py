@@ -37,7 +37,7 @@ from unclip.eval.frechet import FrechetTo
 from unclip.eval.judge import Judge
 from unclip.eval.model import JUDGED_AT, Drawing, Manipulator, Model, clip_features, encode_texts
 from unclip.eval.retrieval import ranks
-from unclip.files import atomic_path
+from unclip.files import write_text
 
 Figures = dict[str, Any]
 Variants = Callable[..., Model]  # settings, prior, decoder, … -> a model; see unclip.pipelines.measured
@@ -138,7 +138,7 @@ class Bench:
             "diversity": self.variety(model, pictures, digest),
             "seconds": self.seconds(model, captions_only),
         }
-        write(kept, json.dumps(figures, indent=2))
+        write_text(kept, json.dumps(figures, indent=2))
         return figures
 
     def draw(self, model: Model, asked: Sequence[Asked], name: str) -> list[np.ndarray]:
@@ -253,12 +253,6 @@ def machine() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }
-
-
-def write(path: Path, text: str) -> None:
-    """Write a text file, whole or not at all."""
-    with atomic_path(path) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
 
 
 def _time(work: Callable[[], object]) -> float:

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from unclip.errors import UserError
-from unclip.eval.claims import Bench, Figures, Variant, Variants, machine, write
+from unclip.eval.claims import Bench, Figures, Variant, Variants, machine
 from unclip.eval.model import Manipulator, Model
+from unclip.files import write_text
 
 DIFFUSION, AUTOREGRESSIVE, NONE = "diffusion", "ar", "none"
 PAPER_STEPS, STEPS = 64, (5, 10, 25, 64)
@@ -185,7 +186,7 @@ def measure_claims(
         measured = {"title": TITLES[section], "notes": offered.notes(section), "rows": rows}
         together = {**report["sections"], section: measured}
         report["sections"] = {name: together[name] for name in TITLES if name in together}
-        write(path, json.dumps(report, indent=2))
+        write_text(path, json.dumps(report, indent=2))
     return report
 
 

@@ -112,7 +112,7 @@ def memorisation_command(
     from unclip.eval.cache import cache_folder
     from unclip.eval.features import load_feature_net
     from unclip.eval.memorisation import Options, evaluate_memorisation, memorisation_tables
-    from unclip.files import atomic_path, check_writable
+    from unclip.files import check_writable, write_text
     from unclip.pipelines.loading import choose_device
     from unclip.pipelines.measured import load_model
 
@@ -127,8 +127,7 @@ def memorisation_command(
     report = evaluate_memorisation(
         pictures, adapter, net, output, images, cache_folder(data, output), options
     )
-    with atomic_path(output / "report.json") as temporary:
-        temporary.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    write_text(output / "report.json", json.dumps(report, indent=2))
     if as_json:
         typer.echo(json.dumps(report, indent=2))
         return
@@ -253,7 +252,7 @@ def _evaluate_words(
     from unclip.eval.cache import cache_folder
     from unclip.eval.model import real_embeds
     from unclip.eval.tables import to_markdown
-    from unclip.files import atomic_path
+    from unclip.files import write_text
     from unclip.pipelines import UnCLIPTextToImagePipeline
     from unclip.pipelines.loading import choose_device
     from unclip.pipelines.measured import as_model
@@ -288,8 +287,7 @@ def _evaluate_words(
     }
     page = to_markdown(words.table(report["rows"], report["keywords"]))
     for name, text in (("words.json", json.dumps(report, indent=2)), ("words.md", page)):
-        with atomic_path(out / name) as temporary:
-            temporary.write_text(text + "\n", encoding="utf-8")
+        write_text(out / name, text)
     return report
 
 
@@ -312,7 +310,7 @@ def _evaluate(
     from unclip.eval.model import Options
     from unclip.eval.relations import RelationTest
     from unclip.eval.tables import report_markdown
-    from unclip.files import atomic_path
+    from unclip.files import write_text
     from unclip.pipelines.loading import choose_device
     from unclip.pipelines.measured import load_model
 
@@ -332,8 +330,7 @@ def _evaluate(
             typer.echo(f"relations are left out: {error}", err=True)
     report = evaluate(pictures, adapter, nets, out, cache_folder(data, out), checked, relations)
     for name, text in (("report.json", json.dumps(report, indent=2)), ("report.md", report_markdown(report))):
-        with atomic_path(out / name) as temporary:
-            temporary.write_text(text + "\n", encoding="utf-8")
+        write_text(out / name, text)
     return report
 
 

@@ -22,7 +22,7 @@ from unclip.eval.choice import Asked, Record
 from unclip.eval.drawing import draw_pictures
 from unclip.eval.grids import save_rows
 from unclip.eval.model import Model
-from unclip.files import atomic_path
+from unclip.files import write_text
 
 
 @dataclass(frozen=True)
@@ -138,8 +138,7 @@ def draw_gallery(
     for section in chosen:
         rows = [(prompt.grid_caption, [next(pictures) for _ in seeds]) for prompt in section.prompts]
         save_rows(rows, [f"seed {seed}" for seed in seeds], out / f"{section.name}.webp")
-    with atomic_path(out / "gallery.md") as temporary:
-        temporary.write_text(page(chosen, seeds, model.stamp(size)), encoding="utf-8")
+    write_text(out / "gallery.md", page(chosen, seeds, model.stamp(size)))
     return out / "gallery.md"
 
 

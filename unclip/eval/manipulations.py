@@ -24,12 +24,13 @@ from unclip.eval.bootstrap import bootstrap, mean_of, told_apart
 from unclip.eval.cache import features_of_all
 from unclip.eval.changes import Case, Changes, Hits, Kind
 from unclip.eval.choice import Asked, Pictures, choose
-from unclip.eval.claims import machine, psnr, write
+from unclip.eval.claims import machine, psnr
 from unclip.eval.drawing import draw_pictures
 from unclip.eval.features import FeatureNet
 from unclip.eval.grids import save_rows
 from unclip.eval.judge import Judge
 from unclip.eval.model import JUDGED_AT, Drawing, Manipulator
+from unclip.files import write_text
 
 Figures = dict[str, Any]
 
@@ -106,10 +107,10 @@ def measure_manipulations(
     for kind in Changes(data, judge, options).kinds(options.pictures // 3):
         report["kinds"][kind.name] = measure_kind(kind, data, manipulator, net, out, options, tell)
         report["best"] = best_of(report["kinds"])
-        write(out / "manipulations.json", json.dumps(report, indent=2))
+        write_text(out / "manipulations.json", json.dumps(report, indent=2))
     if options.round_trip:
         report["round_trip"] = round_trips(data, manipulator, net, judge, out, options, tell)
-        write(out / "manipulations.json", json.dumps(report, indent=2))
+        write_text(out / "manipulations.json", json.dumps(report, indent=2))
     return report
 
 

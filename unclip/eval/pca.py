@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unclip.errors import UserError
+from unclip.models.codes import principal_components
 
 
 @dataclass(frozen=True)
@@ -33,12 +34,8 @@ class Basis:
         Raises:
             UserError: fewer than two of them.
         """
-        if z.ndim != 2 or len(z) < 2:
-            raise UserError(f"components need at least two embeddings [N, D], got {list(z.shape)}")
-        x = z.double()
-        mean = x.mean(0)
-        _, vectors = torch.linalg.eigh((x - mean).T @ (x - mean))  # ascending, columns
-        return cls(mean.float(), vectors.T.flip(0).float())
+        mean, axes, _ = principal_components(z)
+        return cls(mean.float(), axes.float())
 
     def keep(self, z: Tensor, k: int) -> Tensor:
         """Embeddings [B, D] of the first k components -> [B, D] of unit norm."""

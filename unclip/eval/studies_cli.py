@@ -256,9 +256,9 @@ def _priors(pipe: UnCLIPTextToImagePipeline, named: list[str]) -> list[str]:
 
 def _deliver(report: dict[str, Any], page: str, tables: list[Any], path: Path, as_json: bool) -> None:
     """Write the page; print the report, or its tables and where the page is."""
-    from unclip.eval.claims import write
+    from unclip.files import write_text
 
-    write(path, page)
+    write_text(path, page)
     if as_json:
         import json
 

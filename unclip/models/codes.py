@@ -17,6 +17,23 @@ from unclip.errors import UserError
 REACH = 3.5  # standard deviations to either side that the buckets of a component cover
 
 
+def principal_components(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of embeddings z [N, D], in closed form: mean [D], orthonormal axes [D, D] by decreasing variance, variances [D].
+
+    Raises:
+        UserError: fewer than two of them.
+    """
+    if z.ndim != 2 or len(z) < 2:
+        raise UserError(f"components need at least two embeddings [N, D], got {tuple(z.shape)}")
+    mean = z.mean(0, dtype=torch.float64)
+    centred = z.double() - mean
+    variances, vectors = torch.linalg.eigh(centred.T @ centred / len(z))  # ascending, columns
+    axes = vectors.T.flip(0)
+    # An axis has no direction of its own: the largest entry is made positive, so that every machine agrees.
+    largest = axes.gather(1, axes.abs().argmax(dim=1, keepdim=True))
+    return mean, axes * largest.sign(), variances.flip(0).clamp(min=0)
+
+
 class CodedEmbeddings(nn.Module):
     """Mix-in for networks that see image embeddings as codes; what they mean is stored with the weights as buffers."""
 
@@ -44,16 +61,11 @@ class CodedEmbeddings(nn.Module):
         Raises: UserError if z has another size, or too few rows to have a variance.
         """
         K, D = self.axes.shape
-        if z.ndim != 2 or z.shape[1] != D or len(z) < 2:
-            raise UserError(f"expected at least two embeddings of size {D}, got {tuple(z.shape)}")
-        mean = z.mean(0, dtype=torch.float64)
-        centred = z.double() - mean
-        variances, vectors = torch.linalg.eigh(centred.T @ centred / len(z))  # ascending, columns
-        variances, axes = variances.flip(0).clamp(min=0), vectors.T.flip(0)
-        # An axis has no direction of its own: the largest entry is made positive, so that every machine agrees.
-        largest = axes.gather(1, axes.abs().argmax(dim=1, keepdim=True))
+        if z.ndim == 2 and z.shape[1] != D:
+            raise UserError(f"expected embeddings of size {D}, got {tuple(z.shape)}")
+        mean, axes, variances = principal_components(z)
         self.embed_mean.copy_(mean)
-        self.axes.copy_((axes * largest.sign())[:K])
+        self.axes.copy_(axes[:K])
         self.scale.copy_(variances[:K].sqrt().clamp(min=1e-6))
         return float(variances[:K].sum() / variances.sum())
 
