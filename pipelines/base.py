@@ -199,12 +199,17 @@ class UnCLIPStages(PlainWords, SeveralPriors):
     # ---- stages -----------------------------------------------------------------------------------------------
 
     def embeds_of(
-        self, text: TextEncoding, negative: TextEncoding | None, seeds: list[ImageSeed], call: Call
+        self,
+        text: TextEncoding,
+        negative: TextEncoding | None,
+        seeds: list[ImageSeed],
+        call: Call,
+        **redraw: Any,
     ) -> Tensor:
-        """The prior: image embeddings [B, D] of P captions, B a multiple of P."""
+        """The prior: image embeddings [B, D] of P captions, B a multiple of P; `redraw` is as of `sample_prior`."""
         negative = negative or self.clip.encode_text([""])
         return sample_prior(
-            call.prior, self.prior_scheduler, text, negative, seeds, call.settings, call.watch
+            call.prior, self.prior_scheduler, text, negative, seeds, call.settings, call.watch, **redraw
         )
 
     def decode(

@@ -24,7 +24,7 @@ from .manipulation import Given, Manipulation, prompts_of, read, seeds_of
 from .masks import holes, paste
 from .reading import Fit, Source
 from .sphere import slerp
-from .stages import ImageSeed, StepCallback, decoder_noise, repeat, steps_of
+from .stages import ImageSeed, StepCallback, decoder_noise, first_step, repeat, steps_of
 
 EDIT_STEPS = 20  # of the decoder: enough for a start in their midst, and for a hole to fit in
 
@@ -94,8 +94,7 @@ class UnCLIPImg2ImgPipeline(_Edit):
         seeds = seeds_of(call, len(given), each)
         z, text, negative = self._embeds(given, prompt, negative_prompt, image_weight, each, seeds, call)
         steps, scheduler = call.settings.decoder_num_inference_steps, self.decoder_scheduler
-        count = steps_of(scheduler, steps)
-        start = min(count - 1, round(count * (1 - strength)))
+        start = first_step(steps_of(scheduler, steps), strength)
         noise = decoder_noise(self.decoder, seeds)[0]
         if start:
             x0 = given.at(self._base_size).to(noise).repeat_interleave(each, dim=0)

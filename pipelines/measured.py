@@ -155,7 +155,11 @@ def as_manipulator(pipe: UnCLIPTextToImagePipeline, size: int, settings: dict[st
         return made.images
 
     def diffs(
-        pictures: np.ndarray, source: Sequence[str], target: Sequence[str], seeds: Sequence[int], **given: Any
+        pictures: np.ndarray,
+        source: Sequence[str | None],
+        target: Sequence[str],
+        seeds: Sequence[int],
+        **given: Any,
     ) -> list[Image.Image]:
         images = []
         for picture, before, after, seed in zip(pictures, source, target, seeds, strict=True):

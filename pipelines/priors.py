@@ -23,14 +23,14 @@ from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from unclip.clip import TextEncoding
-from unclip.diffusion import denoise, initial_noise
+from unclip.diffusion import denoise, initial_noise, noise_to_step
 from unclip.errors import UserError
 from unclip.models import PRIORS, AutoregressivePrior, DiffusionPrior, RegressionPrior
 from unclip.models.saved import load_network
 
 from .inputs import Settings
 from .loading import PRIORS_FOLDER, find_priors
-from .stages import ImageSeed, Watch, cut, guided, steps_of, unwatched
+from .stages import ImageSeed, Watch, cut, first_step, guided, steps_of, unwatched
 
 DIFFUSION, NONE = "diffusion", "none"
 
@@ -43,6 +43,8 @@ class Draw:
         text: of P captions; there are a multiple of P generators.
         negative: of what takes the unconditional branch's place, P rows or 1.
         watch: what shows the steps of the denoising loop.
+        start: embeddings [N, D] of unit norm that are drawn anew; None to begin with noise alone.
+        strength: in (0, 1], how much noise these are given.
     """
 
     text: TextEncoding
@@ -51,6 +53,8 @@ class Draw:
     settings: Settings
     scheduler: Any
     watch: Watch = unwatched
+    start: Tensor | None = None
+    strength: float = 1.0
 
 
 @singledispatch
@@ -68,14 +72,19 @@ def _(prior: DiffusionPrior, draw: Draw) -> Tensor:
     cond, uncond = (prior.read(each) for each in (draw.text, draw.negative))
     cond, uncond = (cache.for_rows(N) for cache in cond.aligned(uncond))
     steps = draw.settings.prior_num_inference_steps
-    with draw.watch("prior", steps_of(draw.scheduler, steps)) as on_step:
+    count = steps_of(draw.scheduler, steps)
+    x, first = initial_noise((N, draw.text.embeds.shape[1]), draw.generators, device), 0
+    if draw.start is not None and (first := first_step(count, draw.strength)):
+        x = noise_to_step(draw.scheduler, prior.normalize(draw.start.to(x)), x, steps, first)
+    with draw.watch("prior", count - first) as on_step:
         z = denoise(
             guided(prior, draw.settings.prior_guidance_scale, uncond),
             draw.scheduler,
-            initial_noise((N, draw.text.embeds.shape[1]), draw.generators, device),
+            x,
             cond=cond,
             num_inference_steps=steps,
             generator=draw.generators,
+            start=first,
             callback_on_step_end=on_step,
         )
     return F.normalize(prior.denormalize(z), dim=-1)
@@ -102,6 +111,8 @@ def sample_prior(
     seeds: Sequence[ImageSeed],
     settings: Settings,
     watch: Watch = unwatched,
+    start: Tensor | None = None,
+    strength: float = 1.0,
 ) -> Tensor:
     """Draw image embeddings from captions and keep the best of `num_prior_candidates` each (unCLIP §2.2).
 
@@ -109,13 +120,17 @@ def sample_prior(
         text: of P captions; B is a multiple of P.
         negative: of what takes the unconditional branch's place, P rows or 1; the encoding of "" for nothing.
         seeds: of B pictures, those of the first caption first.
+        start: embeddings [B, D] that a diffusion prior draws anew: given `strength` of the noise, denoised as the
+            captions say. SDEdit (2108.01073) in the place of pictures.
 
     Returns: [B, D] of unit norm: of each picture's candidates the z_i with the largest z_i · z_t.
     """
     B, n = len(seeds), settings.num_prior_candidates
     text, negative = (cut(each, prior.config.max_tokens) for each in (text, negative))
     generators = [seed.generator("prior", candidate) for seed in seeds for candidate in range(n)]
-    z = draw_embeds(prior, Draw(text, negative, generators, settings, scheduler, watch)).unflatten(0, (B, n))
+    start = None if start is None else start.repeat_interleave(n, dim=0)
+    draw = Draw(text, negative, generators, settings, scheduler, watch, start, strength)
+    z = draw_embeds(prior, draw).unflatten(0, (B, n))
     z_t = text.embeds.to(z).repeat_interleave(B // len(text.embeds), dim=0)
     best = (z * z_t[:, None]).sum(-1).argmax(dim=1)
     return z[torch.arange(B, device=z.device), best]

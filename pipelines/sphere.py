@@ -11,13 +11,13 @@ ROUNDS = 50  # of the mean of three or more; that of two is exact after the firs
 def slerp(a: Tensor, b: Tensor, share: float | Tensor) -> Tensor:
     """From a (share 0) to b (share 1) along the arc between them; lengths go linearly along.
 
-    Args: a, b: [..., D]. share: a number, or [...] for one of each row.
+    Args: a, b: [..., D]. share: a number, or [...] for one of each row; all are broadcast.
     Returns: [..., D].
     """
-    share = torch.as_tensor(share, dtype=a.dtype, device=a.device)
-    pair = torch.stack(torch.broadcast_tensors(a, b), dim=-2)
-    weights = torch.stack([1 - share, share], dim=-1).expand(*pair.shape[:-1])
-    return spherical_mean(pair, weights)
+    share = torch.as_tensor(share, dtype=a.dtype, device=a.device)[..., None]
+    a, b, share = torch.broadcast_tensors(a, b, share)
+    weights = torch.stack([1 - share[..., 0], share[..., 0]], dim=-1)
+    return spherical_mean(torch.stack([a, b], dim=-2), weights)
 
 
 def spherical_mean(vectors: Tensor, weights: Tensor) -> Tensor:

@@ -1,9 +1,10 @@
-"""Text diffs (unCLIP §3.3): z_i is turned towards the difference of two captions, x_T stays."""
+"""Text diffs (unCLIP §3.3): z_i is turned towards what one caption has and another has not, x_T stays."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -11,33 +12,107 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from unclip.errors import UserError
+from unclip.models import DiffusionPrior
 
 from .calls import Call, CallOptions
 from .inputs import check_choice, check_count, check_share, prompt_list
-from .manipulation import INVERSION_STEPS, Manipulation, Noise, read, seeds_of
+from .manipulation import INVERSION_STEPS, Given, Manipulation, read, seeds_of
 from .reading import Fit, Source
 from .sphere import slerp
-from .stages import ImageSeed
+from .stages import ImageSeed, decoder_noise
 
 MOST = 0.5  # of theta: half-way from the picture to the difference
 SAME = 1e-4  # difference of two embeddings below which the captions say the same
+VIAS, NOISES = ("prior", "text", "redraw"), ("inverted", "slerp", "fresh")
+STRENGTH = 0.7  # of redrawing; docs/manipulations.md has others
+
+Via = Literal["prior", "text", "redraw"]
+DiffNoise = Literal["inverted", "slerp", "fresh"]
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a change is made: the arguments of a call, checked, with what depends on `via` where they are not given."""
+
+    sources: list[str]
+    targets: list[str]
+    via: Via
+    noise: DiffNoise
+    thetas: list[float]
+    strength: float
+
+    @classmethod
+    def check(
+        cls,
+        source_prompt: str | Sequence[str] | None,
+        target_prompt: str | Sequence[str],
+        via: Via | None,
+        noise: DiffNoise | None,
+        theta: float | Sequence[float] | None,
+        num_frames: int | None,
+        strength: float | None,
+    ) -> Way:
+        """Without a source there is no difference: the target is drawn on the picture's own embedding.
+
+        Raises:
+            UserError: an argument is wrong, or two do not go together.
+        """
+        if via is None:
+            via = "redraw" if source_prompt is None else "prior"
+        redraw = check_choice(via, "via", VIAS) == "redraw"
+        if redraw != (source_prompt is None):
+            raise UserError(
+                "via 'redraw' begins with the picture itself: leave source_prompt out"
+                if redraw
+                else f"via {via!r} takes the difference of two captions: give source_prompt, or leave via out, too"
+            )
+        if strength is not None and not redraw:
+            raise UserError(f"strength is of via 'redraw', got {strength!r} with via {via!r}: leave it out")
+        sources, targets = check_diffs(
+            target_prompt if source_prompt is None else source_prompt, target_prompt
+        )
+        if redraw and len(targets) != 1:
+            raise UserError(f"via 'redraw' takes one target_prompt, got {len(targets)}")
+        share = STRENGTH if strength is None else check_share(strength, "strength")
+        if share == 0:
+            raise UserError("strength 0 leaves the picture as it is: give more than 0, up to 1 for all of it")
+        if noise is None:
+            noise = "slerp" if redraw else "inverted"
+        if theta is None:
+            theta = MOST if redraw else 0.3
+        return cls(
+            [] if redraw else sources,
+            targets,
+            via,
+            cast(DiffNoise, check_choice(noise, "noise", NOISES)),
+            check_thetas(theta, num_frames),
+            share,
+        )
 
 
 class UnCLIPTextDiffPipeline(Manipulation):
-    """Pictures to what they become when one caption turns into another.
+    """Pictures to what they become when one caption turns into another, or as one caption says.
 
     The difference z_d is normalised, z_i goes by slerp(z_i, z_d, θ). The paper takes z_d of the captions' embeddings
     z_t; here the difference of what the prior makes of the two captions is offered, too: it knows what the change does
     to an image embedding.
 
+    Both keep what the picture is and change its manner. Where it is to become something else, such as a face with
+    another expression, z_i itself is redrawn: a diffusion prior gives it noise and takes it away as the target caption
+    says (SDEdit, 2108.01073, on embeddings), and z_i goes by slerp(z_i, redrawn, 2θ).
+
     A call takes:
         image: a picture or P of them: paths, PIL pictures, arrays, tensors; any size, mode and orientation.
-        source_prompt: what the picture shows, or a dummy ("a photo", or "" for nothing).
+        source_prompt: what the picture shows, or a dummy ("a photo", or "" for nothing); None to redraw.
         target_prompt: what it is to become. Lists of both, equally long, are several diffs, which are added.
-        theta: in [0, 0.5], how far; 0 is the picture again. A list gives a picture for each.
+        theta: in [0, 0.5], how far; 0 is the picture again, 0.5 all the way. A list gives a picture for each. By
+            default 0.3, where it is redrawn 0.5.
         num_frames: in place of a list: so many pictures from 0 to theta.
-        via: "prior" or "text", where the difference is taken.
-        noise: "inverted" keeps the picture's own x_T, "fresh" draws one.
+        via: "prior" or "text", where the difference is taken, or "redraw"; by default "prior" if there is a source.
+        strength: in (0, 1], how much noise z_i is given where it is redrawn: more of it, the less of z_i stays.
+        noise: "inverted" keeps the picture's own x_T, "slerp" goes from there to a drawn one as theta goes from 0 to
+            0.5, "fresh" draws one. By default "inverted", where it is redrawn "slerp": x_T holds the lines of what the
+            picture was, too.
         fit: how a picture is made square: "pad" on white, "crop" the middle, "stretch".
     and the options that every pipeline takes (`CallOptions`, explained at `UnCLIPTextToImagePipeline`), of which
     decoder_num_inference_steps is INVERSION_STEPS where x_T is found.
@@ -47,13 +122,14 @@ class UnCLIPTextDiffPipeline(Manipulation):
     def __call__(
         self,
         image: Source | Sequence[Source],
-        source_prompt: str | Sequence[str],
-        target_prompt: str | Sequence[str],
+        source_prompt: str | Sequence[str] | None = None,
+        target_prompt: str | Sequence[str] = "",
         *,
-        theta: float | Sequence[float] = 0.3,
+        theta: float | Sequence[float] | None = None,
         num_frames: int | None = None,
-        via: Literal["prior", "text"] = "prior",
-        noise: Noise = "inverted",
+        via: Via | None = None,
+        strength: float | None = None,
+        noise: DiffNoise | None = None,
         fit: Fit = "pad",
         **options: Unpack[CallOptions],
     ) -> Any:
@@ -62,29 +138,44 @@ class UnCLIPTextDiffPipeline(Manipulation):
         Raises:
             UserError: an argument is wrong; said before any network runs.
         """
-        thetas = check_thetas(theta, num_frames)
-        via_text = check_choice(via, "via", ("prior", "text")) == "text"
-        inverted = check_choice(noise, "noise", ("inverted", "fresh")) == "inverted"
+        way = Way.check(source_prompt, target_prompt, via, noise, theta, num_frames, strength)
+        inverted = way.noise != "fresh"
         call = self.check(options, **({"decoder_num_inference_steps": INVERSION_STEPS} if inverted else {}))
-        sources, targets = check_diffs(source_prompt, target_prompt)
+        if way.via == "redraw" and not isinstance(call.prior, DiffusionPrior):
+            raise UserError(
+                f"via 'redraw' takes a diffusion prior, got {type(call.prior).__name__}: choose another prior, or give "
+                "source_prompt for a difference"
+            )
         given = read(image, fit)
-        frames = len(thetas)
         seeds = seeds_of(call, len(given), 1)
-        of_frames = [seed for seed in seeds for _ in thetas]
+        of_frames = [seed for seed in seeds for _ in way.thetas]
         z = self.embed(given)
-        z_d = self._text_diff(sources, targets, seeds, call, via_text)
-        turned = slerp(
-            z[:, None].expand(-1, frames, -1),
-            z_d[:, None].expand(-1, frames, -1),
-            torch.tensor(thetas, device=z.device).expand(len(z), -1),
-        )
-        embeds = F.normalize(turned.flatten(0, 1), dim=-1)
-        x_T = (
-            self.noise_of(given, z, None, seeds, call).repeat_interleave(frames, dim=0) if inverted else None
-        )
+        embeds = F.normalize(self._turned(z, way, seeds, call).flatten(0, 1), dim=-1)
+        x_T = self._noise(given, z, way, seeds, call) if inverted else None
         scheduler = self.ddim_scheduler if inverted else None
         pictures = self.decode(embeds, None, None, of_frames, call, scheduler=scheduler, noise=x_T)
         return self.finish(embeds, pictures, of_frames, call)
+
+    def _turned(self, z: Tensor, way: Way, seeds: list[ImageSeed], call: Call) -> Tensor:
+        """z_i [P, D] of pictures -> [P, T, D] for T thetas."""
+        shares = torch.tensor(way.thetas, device=z.device)
+        if way.via == "redraw":
+            target = self.encode(way.targets, call)
+            end = self.embeds_of(target, None, seeds, call, start=z, strength=way.strength)
+            shares = shares / MOST
+        else:
+            end = self._text_diff(way.sources, way.targets, seeds, call, way.via == "text")
+        return slerp(z[:, None], end[:, None], shares.expand(len(z), -1))
+
+    def _noise(self, given: Given, z: Tensor, way: Way, seeds: list[ImageSeed], call: Call) -> Tensor:
+        """x_T [P·T, 3, S, S]: the pictures' own, or from there towards drawn ones."""
+        own = self.noise_of(given, z, None, seeds, call)
+        shares = torch.tensor(way.thetas, device=own.device).repeat(len(own)) / MOST
+        own = own.repeat_interleave(len(way.thetas), dim=0)
+        if way.noise == "inverted":
+            return own
+        drawn = decoder_noise(self.decoder, seeds)[0].repeat_interleave(len(way.thetas), dim=0)
+        return slerp(own.flatten(1), drawn.to(own).flatten(1), shares).view_as(own)
 
     def _text_diff(
         self, sources: list[str], targets: list[str], seeds: list[ImageSeed], call: Call, via_text: bool

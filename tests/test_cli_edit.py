@@ -54,6 +54,7 @@ def common(tiny_model: Path, tmp_path: Path) -> list[object]:
 COMMANDS: dict[str, list[object]] = {
     "vary": ["-n", 2, "--steps", 2],
     "diff": ["--from", "red apple", "--to", "green apple", "--frames", 3, "--steps", 2],
+    "redraw": ["--to", "green apple", "--frames", 3, "--steps", 2],
     "edit": ["a red apple", "--strength", 0.5, "--steps", 2],
 }
 
@@ -62,6 +63,7 @@ COMMANDS: dict[str, list[object]] = {
 @pytest.mark.parametrize("command", COMMANDS)
 def test_any_picture_will_do(command: str, kind: str, pictures, common, capsys) -> None:
     options = COMMANDS[command]
+    command = {"redraw": "diff"}.get(command, command)
     assert call(command, pictures[kind], *options, *common) == 0
     said = json.loads(capsys.readouterr().out)
     count = {"vary": 2, "diff": 3, "edit": 1}[command]
@@ -165,6 +167,9 @@ def bad(pictures: dict[str, Path], tmp_path: Path) -> dict[str, tuple[list[objec
         "no numbers": (["blend", image, opaque, "--weights", "a,b"], "--weights takes numbers"),
         "one input": (["blend", image], "two inputs or more"),
         "theta": ([*diff, "--theta", 0.6], "theta must lie between 0 and 0.5"),
+        "several targets": (["diff", image, "--to", "red apple", "--to", "house"], "takes one target_prompt"),
+        "strength of a difference": ([*diff, "--strength", 0.5], "strength is of via 'redraw'"),
+        "difference of one": (["diff", image, "--to", "house", "--via", "text"], "give source_prompt"),
         "same texts": (["diff", image, "--from", "red apple", "--to", "red apple"], "mean the same"),
         "unequal diffs": ([*diff, "--to", "blue house"], "1 source and 2 target"),
         "eta": (["vary", image, "--eta", 2], "eta must lie between 0 and 1"),

@@ -8,12 +8,15 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from diffusers import DDIMScheduler
 from torch import Tensor
 from torch.testing import assert_close
 
+from unclip.diffusion import denoise, initial_noise, noise_to_step
 from unclip.errors import UserError
 from unclip.pipelines import UnCLIPTextDiffPipeline, UnCLIPVariationPipeline
 from unclip.pipelines.sphere import slerp
+from unclip.pipelines.stages import cut, decoder_noise, denoiser_of, image_seeds
 from unclip.pipelines.text_diff import check_thetas
 
 RED, GREEN, HOUSE, CAT = "a red apple", "a green apple", "a small house", "the blue cat on the left"
@@ -102,6 +105,59 @@ def test_x_t_stays(
     assert (fresh - torch.stack(pictures)).abs().mean() > 0.2
 
 
+# ---- redrawn -----------------------------------------------------------------------------------------------------
+
+
+def test_redrawn_all_the_way_it_is_what_the_prior_makes_of_noised_z(
+    pipe: UnCLIPTextDiffPipeline, pictures: list[Tensor]
+) -> None:
+    """z_i noised to the level of the step where `strength` of the steps are left, then denoised (SDEdit)."""
+    pipe.register_modules(prior_scheduler=DDIMScheduler.from_config(pipe.prior_scheduler.config))
+    options = {"prior_num_inference_steps": 10, "prior_guidance_scale": 1.0, "num_prior_candidates": 1}
+    z = change(pipe, pictures[0], theta=0.0).image_embeds
+    (seed,) = image_seeds(seeded(), 1, 1)
+    noise = initial_noise(tuple(z.shape), [seed.generator("prior", 0)])
+    prior, text = pipe.prior, pipe.clip.encode_text([HOUSE])
+    for strength, left in ((0.7, 7), (0.2, 2), (1.0, 10), (0.01, 1)):
+        made = change(pipe, pictures[0], None, strength=strength, **options).image_embeds
+        x = noise
+        if left < 10:
+            x = noise_to_step(pipe.prior_scheduler, prior.normalize(z), noise, 10, 10 - left)
+        x0 = denoise(
+            denoiser_of(prior),
+            pipe.prior_scheduler,
+            x,
+            cond=prior.read(cut(text, prior.config.max_tokens)).for_rows(1),
+            num_inference_steps=10,
+            start=10 - left,
+        )
+        assert_close(made, F.normalize(prior.denormalize(x0), dim=-1), rtol=0, atol=1e-5)
+    half = change(pipe, pictures[0], None, theta=0.25, strength=0.01, **options).image_embeds
+    assert_close(half, F.normalize(slerp(z, made, 0.5), dim=-1), rtol=0, atol=1e-5)
+
+
+def test_redrawn_by_nothing_it_is_the_picture(pipe: UnCLIPTextDiffPipeline, pictures: list[Tensor]) -> None:
+    own = change(pipe, pictures, theta=0.0)
+    redrawn = change(pipe, pictures, None, theta=0.0)
+    assert_close(redrawn.images, own.images, rtol=0, atol=1e-5)
+    assert_close(redrawn.image_embeds, own.image_embeds, rtol=0, atol=1e-6)
+
+
+def test_x_t_goes_from_its_own_to_a_drawn_one(pipe: UnCLIPTextDiffPipeline, pictures: list[Tensor]) -> None:
+    """As theta goes from 0 to 0.5: the ends are those of "inverted" and of a drawn x_T under the same scheduler."""
+    seen: list[Tensor] = []
+    decode = pipe.decode
+    pipe.decode = lambda *a, noise=None, **k: seen.append(noise) or decode(*a, noise=noise, **k)  # type: ignore[method-assign,func-returns-value]
+    for noise in ("inverted", "slerp"):
+        change(pipe, pictures[:2], theta=[0.0, 0.25, 0.5], noise=noise)
+    own, going = (each.unflatten(0, (2, 3)) for each in seen)
+    drawn = decoder_noise(pipe.decoder, image_seeds(seeded(), 2, 1))[0]
+    assert_close(going[:, 0], own[:, 0], rtol=0, atol=1e-5)
+    assert_close(going[:, 2], drawn, rtol=0, atol=1e-5)
+    middle = slerp(own[:, 1].flatten(1), drawn.flatten(1), 0.5)
+    assert_close(going[:, 1].flatten(1), middle, rtol=0, atol=1e-5)
+
+
 # ---- frames and batches ------------------------------------------------------------------------------------------
 
 
@@ -157,8 +213,19 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"theta": [0.1], "num_frames": 3}, "a list of thetas, at least one, or one theta and num_frames"),
     ({"theta": "far"}, "theta must lie between"),
     ({"num_frames": 0}, "num_frames must be a whole number"),
-    ({"via": "clip"}, "via must be one of prior, text, got 'clip'"),
-    ({"noise": "slerp"}, "noise must be one of inverted, fresh, got 'slerp'"),
+    ({"via": "clip"}, "via must be one of prior, text, redraw, got 'clip'"),
+    ({"noise": "own"}, "noise must be one of inverted, slerp, fresh, got 'own'"),
+    ({"via": "redraw"}, "via 'redraw' begins with the picture itself: leave source_prompt out"),
+    (
+        {"source_prompt": None, "via": "text"},
+        "via 'text' takes the difference of two captions: give source_prompt",
+    ),
+    ({"source_prompt": None, "target_prompt": [HOUSE, CAT]}, "via 'redraw' takes one target_prompt, got 2"),
+    ({"source_prompt": None, "target_prompt": ""}, "prompt is empty"),
+    ({"source_prompt": None, "strength": 0}, "strength 0 leaves the picture as it is"),
+    ({"source_prompt": None, "strength": 1.5}, "strength must lie between 0 and 1"),
+    ({"strength": 0.5}, "strength is of via 'redraw', got 0.5 with via 'prior'"),
+    ({"source_prompt": None, "prior": "none"}, "via 'redraw' takes a diffusion prior, got RegressionPrior"),
     ({"target_prompt": ""}, "prompt is empty"),
     ({"target_prompt": [HOUSE, CAT]}, "got 1 source and 2 target prompts: every diff has one of each"),
     ({"source_prompt": 3}, "source_prompt must be a string or a list of strings, got 3"),

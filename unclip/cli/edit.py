@@ -146,20 +146,37 @@ def blend(
 @with_groups
 def diff(
     images: Images,
-    source: Annotated[
-        list[str],
-        typer.Option("--from", help="What the picture shows, or a dummy; repeat for several diffs."),
-    ],
     target: Annotated[list[str], typer.Option("--to", help="What it is to become; as many as --from.")],
-    theta: Annotated[float, typer.Option(help="0 to 0.5, how far the last frame goes.")] = 0.3,
+    source: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--from",
+            help="What the picture shows, or a dummy: its manner changes by the difference of the texts; repeat for "
+            "several. Without it the picture becomes something else: the prior redraws its embedding.",
+        ),
+    ] = None,
+    theta: Annotated[
+        Number,
+        typer.Option(help="0 to 0.5, how far the last frame goes; by default 0.3, without --from 0.5."),
+    ] = None,
     frames: Annotated[int, typer.Option(min=1, help="Pictures from 0 to theta; 1: the last alone.")] = 7,
     via: Annotated[
-        str,
+        Text,
         typer.Option(
-            help="Take the difference of what the prior makes of the texts (prior) or theirs (text)."
+            help="Take the difference of what the prior makes of the texts (prior, the default) or theirs (text)."
         ),
-    ] = "prior",
-    noise: NoiseOption = "inverted",
+    ] = None,
+    strength: Annotated[
+        Number,
+        typer.Option(help="Without --from: 0 to 1, how little of the embedding stays; by default 0.7."),
+    ] = None,
+    noise: Annotated[
+        Text,
+        typer.Option(
+            help="x_T: inverted (the picture's own), slerp (from there to a drawn one, the default without --from), or "
+            "fresh."
+        ),
+    ] = None,
     gif: Annotated[
         bool, typer.Option("--gif", help="Write the frames as a GIF, there and back, too.")
     ] = False,
@@ -169,26 +186,27 @@ def diff(
     decoding: Decoding,
     machine: Machine,
 ) -> None:
-    """Change pictures as one text changes into another: --from "an apple, flat" --to "an apple, 3D"."""
+    """Change pictures: --from "an apple, flat" --to "an apple, 3D" their manner, --to "a crying face" what they are."""
     from unclip.pipelines.stages import generators
-    from unclip.pipelines.text_diff import check_thetas
+    from unclip.pipelines.text_diff import Way
 
     check_pictures(images)
-    thetas = check_thetas(theta, frames)
+    way = Way.check(source or None, target, via, noise, theta, frames, strength)  # type: ignore[arg-type]
     pipe = machine.pipeline("UnCLIPTextDiffPipeline")
-    tell_understood(pipe, [*source, *target], None)
-    facts = {"operation": "diff", "from": source, "to": target, "theta": theta, "frames": frames}
-    facts |= {"via": via, "noise": noise, "prior": prior, **decoding.settings()}
+    tell_understood(pipe, [*way.sources, *way.targets], None)
+    facts = {"operation": "diff", "from": source, "to": target, "thetas": way.thetas, "via": way.via}
+    facts |= {"strength": strength, "noise": way.noise, "prior": prior, **decoding.settings()}
     delivery = wanted.delivery(**facts, model=model_name(machine.model))
     seed = wanted.first_seed()
     for image in images:
         made = pipe(
             image,
-            source,
+            source or None,
             target,
-            theta=thetas,
-            via=via,
-            noise=noise,
+            theta=way.thetas,
+            via=way.via,
+            strength=strength,
+            noise=way.noise,
             prior=prior,
             fit=decoding.fit,
             size=wanted.size,
@@ -201,7 +219,7 @@ def diff(
             [stem] if frames == 1 else [f"{stem} {k}" for k in range(frames)],
             [seed] * frames,
             {"image": Path(image).name},
-            captions=[f"theta {each:.2f}" for each in thetas],
+            captions=[f"theta {each:.2f}" for each in way.thetas],
             columns=frames,
             sheet=frames > 1,
         )

@@ -77,14 +77,6 @@ def told_apart(a: Mapping[str, float], b: Mapping[str, float]) -> int:
     return 0 if abs(gap) <= noise else int(math.copysign(1, gap))
 
 
-def mean_of(estimates: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """The mean of estimates on different cases, with its interval."""
-    value = sum(each["value"] for each in estimates) / len(estimates)
-    half = math.hypot(*((each["high"] - each["low"]) / 2 for each in estimates)) / len(estimates)
-    n = sum(each["n"] for each in estimates)
-    return {"value": value, "low": value - half, "high": value + half, "n": n}
-
-
 def _wilson(share: float, n: int) -> Estimate:
     """Wilson's score interval of a share that is 0 or 1."""
     z2 = NormalDist().inv_cdf((1 + CONFIDENCE) / 2) ** 2

@@ -8,6 +8,7 @@ The kinds, each over real pictures:
     generic      the same pictures, "a flat emoji" -> "a 3D emoji"
     colour       "red SUBJECT" -> "blue SUBJECT"; reached: by the pixels; kept: the thing, of any colour, is among the
                  five nearest
+                 in both of these `style`: most of the ten nearest of other subjects are in the picture's own style
     expression   "HAPPY FACE" -> "crying face", and other faces -> "grinning face"; reached: that face is among the five
                  nearest; kept: most of the ten nearest are faces
 
@@ -166,7 +167,11 @@ class Changes:
             for case, row in zip(cases, near, strict=True)
         ]
         reached = [colour_of(picture) == case.target for case, picture in zip(cases, pictures, strict=True)]
-        return {"reached": np.array(reached), "kept": np.array(kept)}
+        return {
+            "reached": np.array(reached),
+            "kept": np.array(kept),
+            "style": self._own_style(cases, features, without),
+        }
 
     def _judge_expression(self, cases: Sequence[Case], pictures: Any, features: Any, without: Any) -> Hits:
         near = self.judge.nearest(features, VOTERS, without)
@@ -174,7 +179,15 @@ class Changes:
             any(self.records[i]["subject"] == case.target for i in row[:5])
             for case, row in zip(cases, near, strict=True)
         ]
-        return {"reached": np.array(reached), "kept": 2 * self.faces[near].sum(1) > VOTERS}
+        kept = 2 * self.faces[near].sum(1) > VOTERS
+        return {
+            "reached": np.array(reached),
+            "kept": kept,
+            "style": self._own_style(cases, features, without),
+        }
+
+    def _own_style(self, cases: Sequence[Case], features: Any, without: Any) -> np.ndarray:
+        return self.judge.verdicts(features, [case.source for case in cases], without)["style_vote"]
 
 
 def _thing(record: Record) -> str:

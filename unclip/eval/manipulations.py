@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from unclip.errors import UserError
-from unclip.eval.bootstrap import bootstrap, mean_of, told_apart
+from unclip.eval.bootstrap import bootstrap
 from unclip.eval.cache import features_of_all
 from unclip.eval.changes import Case, Changes, Hits, Kind
 from unclip.eval.choice import Asked, Pictures, choose
@@ -35,7 +35,7 @@ from unclip.files import write_text
 Figures = dict[str, Any]
 
 THETAS = (0.0, 0.2, 0.3, 0.4, 0.5)
-NOISES, VIAS = ("fresh", "inverted"), ("prior", "text")  # the quick ones first
+VIAS, NOISES = ("prior", "text", "redraw"), ("inverted", "slerp", "fresh")
 # Steps of the decoder -> how often x_T is corrected at each.
 ROUND_TRIPS = {10: (1, 2, 3), 25: (1, 2, 3), 50: (1, 2, 3), 100: (1, 2), 250: (1,)}
 
@@ -87,8 +87,7 @@ def measure_manipulations(
     """Make and judge all; OUT/manipulations.json is written after each kind, grids are OUT/KIND.webp.
 
     Returns:
-        {"settings", "machine", "kinds": {kind: {"n", "splits", "rows": see `measure_kind`, "true": shares of the real
-        targets}}, "best": see `best_of`, "round_trip": see `round_trips`}
+        {"settings", "machine", "kinds": {kind: see `measure_kind`}, "round_trip": see `round_trips`}
     """
     (gallery,) = features_of_all(data, [net.features], cache, JUDGED_AT, options.progress)
     judge = Judge(gallery, data.records)
@@ -106,7 +105,6 @@ def measure_manipulations(
     }
     for kind in Changes(data, judge, options).kinds(options.pictures // 3):
         report["kinds"][kind.name] = measure_kind(kind, data, manipulator, net, out, options, tell)
-        report["best"] = best_of(report["kinds"])
         write_text(out / "manipulations.json", json.dumps(report, indent=2))
     if options.round_trip:
         report["round_trip"] = round_trips(data, manipulator, net, judge, out, options, tell)
@@ -123,22 +121,25 @@ def measure_kind(
     options: Options,
     tell: Callable[[str], object] = lambda line: None,
 ) -> Figures:
-    """All ways to make one kind of change -> {"n", "splits", "rows": [{"via", "noise", "theta", and shares}], "true"}.
+    """All ways to make one kind of change, and the best of them in the grid OUT/KIND.webp.
 
-    The shares are `reached`, `kept`, both at once (`both`), and for styles `nearest`.
+    Returns: {"n", "splits", "rows": [{"via", "noise", "theta", and shares}], "best": see `best_of`, "true": shares of
+    the real targets}. The shares are `reached`, `kept`, both at once (`both`), and what else the kind judges.
     """
-    rows = []
+    rows: list[Figures] = []
+    strips = {}
     for noise, via in product(options.noises, options.vias):
         tell(f"{kind.name}: via {via}, {noise} x_T")
-        made = draw_diffs(kind, data, manipulator, out, options, via, noise)  # [Q][T]
-        if (noise, via) == (options.noises[-1], options.vias[0]):
-            _save_grid(kind, made, data, out / f"{kind.name}.webp", options)
+        made = strips[via, noise] = draw_diffs(kind, data, manipulator, out, options, via, noise)  # [Q][T]
         for t, theta in enumerate(options.thetas):
             pictures = [strip[t] for strip in made]
             hits = kind.judge(kind.cases, np.stack(pictures), net(pictures, progress=False), None)
             rows.append({"via": via, "noise": noise, "theta": theta, **_shares(hits, options.seed)})
     figures: Figures = {"n": len(kind.cases), "splits": Counter(case.source.split for case in kind.cases)}
     figures["rows"] = rows
+    if best := best_of(rows):
+        figures["best"] = best
+        _save_grid(kind, strips[best["via"], best["noise"]], data, out / f"{kind.name}.webp", options)
     true = [case for case in kind.cases if case.true is not None]
     if true:
         targets = [int(case.true) for case in true if case.true is not None]
@@ -166,7 +167,10 @@ def draw_diffs(
         for pair in zip(prompts, seeds, strict=True):
             case = cases[pair]
             picture = data.rgb(case.source.index, JUDGED_AT)[None]
-            yield _strip(manipulator.diff(picture, [case.before], [case.after], [pair[1]], **given))
+            before = (
+                None if via == "redraw" else case.before
+            )  # it begins with the picture, not with what is said of it
+            yield _strip(manipulator.diff(picture, [before], [case.after], [pair[1]], **given))
 
     stamp = {**manipulator.settings, **given, "model": manipulator.fingerprint, "size": options.size}
     strips = draw_pictures(
@@ -180,25 +184,13 @@ def draw_diffs(
     return [np.split(strip, len(options.thetas), axis=1) for strip in strips]
 
 
-def best_of(kinds: Mapping[str, Figures]) -> Figures:
-    """The way (via, noise, theta > 0) with the largest mean over kinds of the share that is both reached and kept.
-
-    Returns: {"via", "noise", "theta", "both": the mean with its interval, "ways": how many there are, "alike": how many
-    of the others sampling does not tell from it}.
-    """
-    shares: dict[tuple[str, str, float], list[Figures]] = {}
-    for figures in kinds.values():
-        for row in figures["rows"]:
-            if row["theta"] > 0:
-                shares.setdefault((row["via"], row["noise"], row["theta"]), []).append(row["both"])
-    if not shares:
+def best_of(rows: Sequence[Figures]) -> Figures:
+    """The way {"via", "noise", "theta"} with theta > 0 that most often both reached and kept; {} if there is none."""
+    changed = [row for row in rows if row["theta"] > 0]
+    if not changed:
         return {}
-    means = {way: mean_of(each) for way, each in shares.items()}
-    best = max(means, key=lambda way: means[way]["value"])
-    others = [each for way, each in means.items() if way != best]
-    alike = sum(told_apart(means[best], each) == 0 for each in others)
-    names = dict(zip(("via", "noise", "theta"), best, strict=True))
-    return {**names, "both": means[best], "ways": len(means), "alike": alike}
+    best = max(changed, key=lambda row: row["both"]["value"])
+    return {name: best[name] for name in ("via", "noise", "theta")}
 
 
 def round_trips(

@@ -20,13 +20,14 @@ _COLUMNS = {
     "nearest": "nearest in that style",
     "kept": "subject kept",
     "both": "reached and kept",
+    "style": "own style kept",
 }
 _NOTE = (
     "θ = 0 is the picture itself, inverted and decoded, or decoded from fresh noise; real: pictures of what was to be "
     "reached, taken out of the gallery first. Style reached: by ten votes of other subjects' pictures; colour: by the "
     "pixels; expression: the asked face is among the five nearest. Kept: the subject is among the five nearest (of any "
     "colour); of a face, that most of the ten nearest are faces. The sources are among the real pictures, so that θ = "
-    "0 finds itself. In brackets: 95 % intervals."
+    "0 finds itself. Own style kept: by ten votes of other subjects' pictures. In brackets: 95 % intervals."
 )
 
 
@@ -45,7 +46,8 @@ def manipulations_markdown(report: Mapping[str, Any]) -> str:
         f"Written by `unclip eval manipulations`. Real pictures at {settings['size']} px, seed {settings['seed']}, "
         f"model {settings['model']}, judged by {settings['judge']}.",
         "",
-        *([best_sentence(report), ""] if report.get("best") else []),
+        best_sentence(report),
+        "",
         _NOTE,
         "",
     ]
@@ -57,22 +59,21 @@ def manipulations_markdown(report: Mapping[str, Any]) -> str:
 
 
 def best_sentence(report: Mapping[str, Any]) -> str:
-    """Which way changes most and keeps the rest, and whether it changes anything at all, kind by kind."""
-    best = report["best"]
+    """The way of each kind that most often changes what is asked and keeps the rest, beside none and real pictures."""
     said = []
     for name, figures in report["kinds"].items():
-        way = [row for row in figures["rows"] if (row["via"], row["noise"]) == (best["via"], best["noise"])]
-        (there,) = [row for row in way if row["theta"] == best["theta"]]
-        (still,) = [row for row in way if row["theta"] == 0]
-        than = {1: "more than", 0: "not told apart from", -1: "less than"}[
-            told_apart(there["both"], still["both"])
-        ]
-        said.append(f"{name} {percent(there['both'])}, {than} the {percent(still['both'])} of θ = 0")
-    return (
-        f"Most often reached and kept, over the kinds of change: via {best['via']}, {best['noise']} x_T, "
-        f"θ = {best['theta']:g} ({percent(best['both'])}); of the {best['ways'] - 1} other ways {best['alike']} are "
-        f"not told apart from it. By kind: {'; '.join(said)}."
-    )
+        if not (best := figures.get("best")):
+            continue
+        ways = {(row["via"], row["noise"], row["theta"]): row["both"] for row in figures["rows"]}
+        there = ways[best["via"], best["noise"], best["theta"]]
+        still = ways[best["via"], best["noise"], 0]
+        than = {1: "more than", 0: "not told apart from", -1: "less than"}[told_apart(there, still)]
+        real = f"; real pictures {percent(figures['true']['both'])}" if "true" in figures else ""
+        said.append(
+            f"{name} via {best['via']}, {best['noise']} x_T, θ = {best['theta']:g}: {percent(there)}, {than} the "
+            f"{percent(still)} of θ = 0{real}"
+        )
+    return f"Most often reached and kept: {'. '.join(said)}."
 
 
 def _kind(name: str, figures: Mapping[str, Any]) -> Table:

@@ -55,7 +55,8 @@ class Manipulator:
 
     Attributes:
         vary: N pictures and N seeds -> N variations; takes eta, noise and steps as the pipeline does.
-        diff: N pictures, source prompts, target prompts and seeds -> N pictures; takes theta, via and noise.
+        diff: N pictures, source prompts (None to redraw), target prompts and seeds -> N pictures; takes theta, via and
+            noise.
         fingerprint: of all weights. settings: of every call.
     """
 

@@ -92,8 +92,8 @@ def manipulations_command(
     theta: Annotated[
         list[float] | None, typer.Option(help="How far, 0 to 0.5; repeat for more; by default several.")
     ] = None,
-    via: Annotated[list[str] | None, typer.Option(help="prior or text; both by default.")] = None,
-    noise: Annotated[list[str] | None, typer.Option(help="inverted or fresh; both by default.")] = None,
+    via: Annotated[list[str] | None, typer.Option(help="prior, text or redraw; all by default.")] = None,
+    noise: Annotated[list[str] | None, typer.Option(help="inverted, slerp or fresh; all by default.")] = None,
     round_trip: Annotated[int, typer.Option(help="Pictures inverted and decoded again; 0: none.")] = 24,
     judge: Annotated[str, _JUDGE] = "mobilenet_v2",
     grid: Annotated[int, typer.Option(help="Pictures in the grid of each kind.")] = 8,
