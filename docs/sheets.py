@@ -27,9 +27,13 @@ def rows(out: Path) -> dict[str, list[list[str]]]:
             made(apple, "star-a-blue-heart-flat-blend-seed0"),
         ],
         "diff": [
-            made(apple, *(f"diff-a-green-apple-{k}-seed0-2" for k in range(4)))
+            made(apple, *(f"diff-a-green-apple-{k}-seed0-3" for k in range(4)))
             + made(apple, *(f"diff-a-green-apple-{k}-seed0" for k in range(4, 7))),
             *([made(name, *(f"diff-a-green-apple-{k}-seed0" for k in range(4))) for name in NAMES]),
+        ],
+        "redraw": [
+            made("smiling-face-3d-seed0", *(f"diff-crying-face-{k}-seed0" for k in range(7))),
+            *([made(name, *(f"diff-a-green-apple-{k}-seed0-2" for k in range(4))) for name in NAMES]),
         ],
         "edit": [
             made(alpha, "edit-a-red-balloon-flat-seed0", "edit-a-red-balloon-flat-seed0-2"),
