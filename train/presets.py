@@ -197,8 +197,8 @@ def prior_ar_emoji() -> TrainConfig:
 
     unclip train prior-ar --preset emoji --data DATA --output RUN cache=CACHE clip=CLIP
 
-    41 minutes on one core (44 captions/s). On pictures held out at random: 3.46 nats a code; what it draws has a cosine of
-    .722 to the true z_i, which is the nearest of 256 in 55 % of cases.
+    41 minutes on one core (44 captions/s). On pictures held out at random: 3.46 nats a code; what it draws has a cosine
+    of .722 to the true z_i, which is the nearest of 256 in 55 % of cases.
     """
     return TrainConfig(
         stage="prior-ar",
@@ -240,8 +240,8 @@ def prior_regression_emoji() -> TrainConfig:
 
     unclip train prior-regression --preset emoji --data DATA --output RUN cache=CACHE clip=CLIP
 
-    20 minutes on one core, other work on the next (620 captions/s). On pictures held out at random: cosine to the true z_i .774, which is the
-    nearest of 256 in 75 % of cases; the linear map alone .752 and 60 %.
+    20 minutes on one core, other work on the next (620 captions/s). On pictures held out at random: cosine to the true
+    z_i .774, which is the nearest of 256 in 75 % of cases; the linear map alone .752 and 60 %.
     """
     return TrainConfig(
         stage="prior-regression",

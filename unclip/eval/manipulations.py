@@ -261,9 +261,9 @@ def _save_grid(
         blank = np.full_like(strip[0], 255)
         true = blank if case.true is None else data.rgb(case.true, options.size)
         pictures = [data.rgb(case.source.index, options.size), *strip, true]
-        rows.append((_asked(case).prompt, [Image.fromarray(each) for each in pictures]))
+        rows.append((f"{case.before} -> {case.after}", [Image.fromarray(each) for each in pictures]))
     if rows:
-        save_rows(rows, ["source", *(f"θ = {theta:g}" for theta in options.thetas), "real"], path)
+        save_rows(rows, ["source", *(f"theta = {theta:g}" for theta in options.thetas), "real"], path)
 
 
 def _asked(case: Case) -> Asked:
