@@ -18,7 +18,8 @@ unclip blend $in/star.gif "prompt:a blue heart, flat" --frames 7 --gif $go
 unclip blend $apple $in/star.gif "prompt:a blue heart, flat" --weights 1,1,2 $go
 unclip diff $pictures --from "a red apple" --to "a green apple" --frames 4 $go
 unclip diff $pictures --to "a green apple" --frames 4 $go
-unclip generate "smiling face, 3D" $go
+unclip generate "an airplane, flat" "smiling face, 3D" $go
+unclip diff $out/an-airplane-flat-seed0.png --from "an airplane, flat" --to "an airplane, 3D" --frames 7 $go
 unclip diff $out/smiling-face-3d-seed0.png --to "crying face" --frames 7 $go
 unclip diff $apple --from "a red apple" --to "a green apple" --from "an apple, 3D" --to "an apple, flat" --frames 7 $go
 for picture in $pictures; do

@@ -27,6 +27,7 @@ def rows(out: Path) -> dict[str, list[list[str]]]:
             made(apple, "star-a-blue-heart-flat-blend-seed0"),
         ],
         "diff": [
+            made("an-airplane-flat-seed0", *(f"diff-an-airplane-3d-{k}-seed0" for k in range(7))),
             made(apple, *(f"diff-a-green-apple-{k}-seed0-3" for k in range(4)))
             + made(apple, *(f"diff-a-green-apple-{k}-seed0" for k in range(4, 7))),
             *([made(name, *(f"diff-a-green-apple-{k}-seed0" for k in range(4))) for name in NAMES]),
