@@ -16,7 +16,7 @@ from unclip.data.images import CaptionedImages
 from unclip.data.words import Lexicon
 from unclip.errors import UserError
 from unclip.files import atomic_dir
-from unclip.models import PRIORS, Decoder, Upsampler, warn_of_another_clip
+from unclip.models import PRIORS, Decoder, DiffusionPrior, RecallPrior, Upsampler, warn_of_another_clip
 from unclip.models.saved import load_network
 
 from .inputs import Settings
@@ -96,7 +96,7 @@ def _read_parts(
     """The networks of a pipeline by component."""
     return {
         "clip": load_network(FrozenCLIP, clip),
-        "prior": load_network(PRIORS, prior),
+        "prior": load_network((DiffusionPrior, RecallPrior), prior),
         "decoder": load_network(Decoder, decoder),
         "upsampler_256": None if upsampler_256 is None else load_network(Upsampler, upsampler_256),
         "upsampler_1024": None if upsampler_1024 is None else load_network(Upsampler, upsampler_1024),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -99,6 +100,16 @@ def check_call(pipe: Any, options: CallOptions, defaults: dict[str, Any]) -> Cal
             given.get("callback_on_step_end_tensor_inputs", ("latents",)),
         ),
     )
+
+
+def warn_of_idle_negative(settings: Settings, with_prior: bool = True) -> None:
+    """Of a negative prompt that moves nothing, since no stage that reads it is guided."""
+    scales = [settings.decoder_guidance_scale, *([settings.prior_guidance_scale] if with_prior else [])]
+    if all(scale == 1 for scale in scales):
+        warnings.warn(
+            "negative_prompt has no effect without guidance: raise decoder_guidance_scale above 1",
+            stacklevel=4,
+        )
 
 
 def watcher(pipe: Any, callback: Callable[..., Any] | None, names: Sequence[str]) -> Watch:

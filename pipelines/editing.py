@@ -15,16 +15,16 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from unclip.clip import TextEncoding
-from unclip.diffusion import inpaint, noise_to_step
+from unclip.diffusion import first_step, inpaint, noise_to_step
 from unclip.errors import UserError
 
-from .calls import Call, CallOptions
+from .calls import Call, CallOptions, warn_of_idle_negative
 from .inputs import check_count, check_share, negative_list
 from .manipulation import Given, Manipulation, prompts_of, read, seeds_of
 from .masks import holes, paste
 from .reading import Fit, Source
 from .sphere import slerp
-from .stages import ImageSeed, StepCallback, decoder_noise, first_step, repeat, steps_of
+from .stages import ImageSeed, StepCallback, decoder_noise, repeat, steps_of
 
 EDIT_STEPS = 20  # of the decoder: enough for a start in their midst, and for a hole to fit in
 
@@ -45,6 +45,8 @@ class _Edit(Manipulation):
         """z_i [B, D], captions and negative captions (B rows)."""
         prompts = prompts_of(prompt, len(given))
         negatives = None if negative_prompt is None else negative_list(negative_prompt, len(given))
+        if negatives is not None:
+            warn_of_idle_negative(call.settings)
         text = self.encode(prompts, call)
         negative = None if negatives is None else self.encode(negatives, call)
         z = self.embeds_of(text, negative, seeds, call)
@@ -94,7 +96,7 @@ class UnCLIPImg2ImgPipeline(_Edit):
         seeds = seeds_of(call, len(given), each)
         z, text, negative = self._embeds(given, prompt, negative_prompt, image_weight, each, seeds, call)
         steps, scheduler = call.settings.decoder_num_inference_steps, self.decoder_scheduler
-        start = first_step(steps_of(scheduler, steps), strength)
+        start = first_step(scheduler, steps, strength)
         noise = decoder_noise(self.decoder, seeds)[0]
         if start:
             x0 = given.at(self._base_size).to(noise).repeat_interleave(each, dim=0)

@@ -11,7 +11,8 @@ from typing import Any
 
 import unclip
 from unclip.errors import UserError
-from unclip.models.saved import tensors
+from unclip.models import PRIORS
+from unclip.models.saved import check_network_folder, tensors
 
 from .inputs import Settings
 from .loading import PRIORS_FOLDER, components, locate, read_index
@@ -29,11 +30,9 @@ def model_info(model: str | Path | None) -> dict[str, Any]:
     if not folder.is_dir():
         raise UserError(f"no model folder at {folder}: download the repository first, then name its folder")
     parts = {name: _component(folder / name, kind) for name, kind in components(folder).items()}
-    for path in sorted(
-        (folder / PRIORS_FOLDER).glob("*/config.json")
-    ):  # priors that calls may ask for by name
-        kind = json.loads(path.read_text(encoding="utf-8"))["_class_name"]
-        parts[f"{PRIORS_FOLDER}/{path.parent.name}"] = _component(path.parent, kind)
+    for path in sorted((folder / PRIORS_FOLDER).glob("*/")):  # priors that calls may ask for by name
+        kind = check_network_folder(path, *(each.__name__ for each in PRIORS))
+        parts[f"{PRIORS_FOLDER}/{path.name}"] = _component(path, kind)
     side = parts["decoder"]["config"]["sample_size"]
     sizes = [side]
     for name in ("upsampler_256", "upsampler_1024"):

@@ -72,7 +72,7 @@ class UnCLIPInterpolationPipeline(Manipulation):
             )
         shares = check_weights(weights, num_frames, len(inputs)).to(self.device)
         seeds = seeds_of(call, 1, len(shares))
-        if how == "fixed":
+        if how != "fresh":  # one x_T, or the way between some: the upsamplers' noise is the same, too
             seeds = seeds[:1] * len(shares)
         # An input's own seed: the k-th of the first picture's, however many pictures are made.
         own = [ImageSeed(seeds[0].base, k) for k in range(len(inputs))]
@@ -98,17 +98,19 @@ class UnCLIPInterpolationPipeline(Manipulation):
         given = read([inputs[i] for i in places], fit) if places else None
         embeds = torch.zeros(n, self.clip.embed_dim, device=self.device)
         for i, vector in vectors.items():
-            embeds[i] = check_embeds(vector[None], self.clip.embed_dim, 1)
+            embeds[i] = check_embeds(vector[None], self.clip.embed_dim, 1)[0].to(embeds)
         if prompts:
             which = list(prompts)
-            embeds[which] = self.embeds_of(self.encode(texts, call), None, [seeds[i] for i in which], call)
+            drawn = self.embeds_of(self.encode(texts, call), None, [seeds[i] for i in which], call)
+            embeds[which] = drawn.to(embeds)
         if given is not None:
-            embeds[places] = self.embed(given)
+            embeds[places] = self.embed(given).to(embeds)
         if not with_noise:
             return Ends(embeds, embeds.new_zeros(n, 0))
         x_T = decoder_noise(self.decoder, seeds)[0]
         if given is not None:
-            x_T[places] = self.noise_of(given, embeds[places], None, [seeds[i] for i in places], call)
+            own = self.noise_of(given, embeds[places], None, [seeds[i] for i in places], call)
+            x_T[places] = own.to(x_T)
         return Ends(embeds, x_T)
 
 

@@ -41,6 +41,15 @@ class Latents:
             "decoder_guidance_scale": self.guidance_scale,
         }
 
+    def check_found_with(self, settings: Any) -> None:
+        """Raise UserError if settings of a call decode them otherwise than they were found."""
+        for name, own in self.options().items():
+            if (given := getattr(settings, name)) != own:
+                raise UserError(
+                    f"these latents were found with {name} {own}, got {given}: leave it out, or invert the "
+                    "picture again"
+                )
+
     def save(self, path: str | Path) -> None:
         """Write a safetensors file."""
         tensors = {
@@ -81,6 +90,8 @@ def load_embeds(path: str | Path) -> Tensor:
         raise UserError(
             f"{path} holds {', '.join(tensors) or 'nothing'}: expected a tensor image_embeds [N, D]"
         )
+    if found.ndim not in (1, 2):
+        raise UserError(f"{path} holds a tensor of shape {list(found.shape)}: expected embeddings [N, D]")
     return found.float()[None] if found.ndim == 1 else found.float()
 
 
@@ -91,6 +102,6 @@ def _read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safe_open(str(file), "pt") as opened:
             facts = json.loads((opened.metadata() or {}).get(FACTS, "{}"))
-        return load_file(file), facts
+        return load_file(file), facts if isinstance(facts, dict) else {}
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"{file} is no sound safetensors file ({error}): make it again") from error

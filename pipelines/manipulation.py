@@ -21,13 +21,14 @@ from .base import UnCLIPStages
 from .calls import Call, CallOptions
 from .inputs import check_count, check_generators, prompt_list
 from .latents import Latents
-from .reading import Fit, Picture, Source, read_picture, source_list, square
+from .reading import Fit, Picture, Source, read_picture, shrunk, source_list, square
 from .stages import ImageSeed, image_seeds, repeat
 
 CLIP_SEES_AT = 256  # pixels of the picture that CLIP is shown; it makes it smaller itself
 INVERSION_STEPS = (
     25  # of the decoder, where x_T is found; docs/manipulations.md has the round trips of others
 )
+LARGEST = 1024  # pixels of the shorter side that are kept of a picture
 CORRECTIONS = 2  # of x_T at each step
 
 Noise = Literal["inverted", "fresh"]
@@ -49,14 +50,14 @@ class Given:
 
 
 def read(image: Source | Sequence[Source], fit: Fit) -> Given:
-    """One or several pictures of any size, mode and orientation.
+    """One or several pictures of any size, mode and orientation; of large ones what no result is larger than is kept.
 
     Raises:
         UserError: one of them cannot be read, or an unknown fit.
     """
     if fit not in get_args(Fit):
         raise UserError(f"unknown fit {fit!r}: choose one of {', '.join(get_args(Fit))}")
-    return Given([read_picture(each) for each in source_list(image)], fit)
+    return Given([shrunk(read_picture(each), LARGEST) for each in source_list(image)], fit)
 
 
 class Manipulation(UnCLIPStages):

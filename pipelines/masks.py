@@ -13,7 +13,7 @@ from unclip.errors import UserError
 
 from .inputs import check_share
 from .manipulation import Given
-from .reading import Picture, Source, read_mask, source_list, square
+from .reading import Picture, Source, read_mask, resized, source_list, square
 
 SEAM = 32  # the seam around a hole is 1 / SEAM of the side wide
 TOUCHED = 1e-3  # share of a pixel that a hole must cover to take it; less is rounding
@@ -54,6 +54,8 @@ def holes(
         alpha = torch.stack([square(each, size, given.fit).alpha for each in pictures])
         return (alpha < 1 - TOUCHED).float()
 
+    if outpaint and not bool(hole_at(size).flatten(1).any(dim=1).all()):
+        raise UserError(f"outpaint {outpaint:g} adds less than a pixel at {size} px: give more")
     if not bool(hole_at(size).flatten(1).any(dim=1).all()):
         raise UserError(
             "there is nothing to fill: give a mask, a picture with transparent parts, or outpaint above 0"
@@ -64,14 +66,16 @@ def holes(
 def _with_hole(picture: Picture, mask: Source | None) -> Picture:
     if mask is None:
         return replace(picture, alpha=(picture.alpha >= OPAQUE).float())
-    hole = read_mask(mask, like=picture.size)
-    return replace(picture, alpha=1 - hole)
+    hole = read_mask(mask, like=picture.given_size or picture.size)
+    # A pixel that the hole touches is hole, also where a large picture was made smaller.
+    marked = resized(hole, *picture.size, "bilinear") > TOUCHED
+    return replace(picture, alpha=1 - marked.float())
 
 
 def _smaller(picture: Picture, share: float, fit: str) -> Picture:
-    """The picture as a square with an empty border, `share` of its new side wide in all."""
+    """The picture as a square with an empty border, `share` of its new side wide in all; bars are border, too."""
     side = min(max(picture.size), max(1, round(FRAME * (1 - share))))
-    inner = square(picture, side, fit)  # type: ignore[arg-type]
+    inner = square(picture, side, fit, bars=0.0)  # type: ignore[arg-type]
     border = min(round(side * share / (1 - share) / 2), FRAME // 2)
     frame = (border,) * 4
     return replace(inner, rgb=F.pad(inner.rgb, frame, value=1.0), alpha=F.pad(inner.alpha, frame, value=0.0))

@@ -118,13 +118,16 @@ class Variants:
     def __init__(
         self, pipe: UnCLIPTextToImagePipeline, size: int, decoders: Mapping[str, str | Path] | None = None
     ) -> None:
-        self.pipe, self.size = pipe, size
-        self.pipes = {
-            name: UnCLIPTextToImagePipeline.from_pipe(
-                pipe, decoder=load_network(Decoder, path).to(pipe.device)
-            )
-            for name, path in (decoders or {}).items()
-        }
+        self.pipe, self.size, self.pipes = pipe, size, {}
+        for name, path in (decoders or {}).items():
+            decoder = load_network(Decoder, path)
+            for key in ("embed_dim", "token_dim", "sample_size"):
+                if (own := decoder.config[key]) != (wanted := pipe.decoder.config[key]):
+                    raise UserError(
+                        f"the decoder in {path} has {key} {own}, the model's own {wanted}: train it with the "
+                        "model's CLIP"
+                    )
+            self.pipes[name] = UnCLIPTextToImagePipeline.from_pipe(pipe, decoder=decoder.to(pipe.device))
 
     @property
     def priors(self) -> list[str]:
@@ -164,7 +167,12 @@ def as_manipulator(pipe: UnCLIPTextToImagePipeline, size: int, settings: dict[st
         images = []
         for picture, before, after, seed in zip(pictures, source, target, seeds, strict=True):
             made = diff(
-                picture, before, after, size=size, generator=generators([seed]), **{**settings, **given}
+                picture,
+                after,
+                source_prompt=before,
+                size=size,
+                generator=generators([seed]),
+                **{**settings, **given},
             )
             images += made.images
         return images

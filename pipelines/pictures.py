@@ -6,7 +6,7 @@ import json
 import math
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,11 +60,21 @@ def as_text(facts: dict[str, Any]) -> dict[str, str]:
     return {**texts, "Software": SOFTWARE}
 
 
-def file_for(folder: Path, prompt: str | None, seed: int, facts: dict[str, Any]) -> Path:
-    """A readable name that takes no other picture's place; the same prompt, seed and facts give the same."""
-    stem = f"{slug(prompt or '') or 'picture'}-seed{seed}"
+def file_for(
+    folder: Path,
+    prompt: str | None,
+    seed: int,
+    facts: dict[str, Any],
+    *,
+    number: int | None = None,
+    taken: Collection[Path] = (),
+) -> Path:
+    """A readable name that takes no other picture's place, nor those `taken`; what is the same gets the same."""
+    stem = "-".join(
+        [slug(prompt or "") or "picture", *([] if number is None else [str(number)]), f"seed{seed}"]
+    )
     wanted, path, count = as_text(facts), folder / f"{stem}.png", 1
-    while path.exists() and not _holds(path, wanted):
+    while path in taken or (path.exists() and not _holds(path, wanted)):
         count += 1
         path = folder / f"{stem}-{count}.png"
     return path

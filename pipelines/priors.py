@@ -23,14 +23,14 @@ from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from unclip.clip import TextEncoding
-from unclip.diffusion import denoise, initial_noise, noise_to_step
+from unclip.diffusion import denoise, first_step, initial_noise, noise_to_step
 from unclip.errors import UserError
 from unclip.models import PRIORS, AutoregressivePrior, DiffusionPrior, RegressionPrior
 from unclip.models.saved import load_network
 
 from .inputs import Settings
 from .loading import PRIORS_FOLDER, find_priors
-from .stages import ImageSeed, Watch, cut, first_step, guided, steps_of, unwatched
+from .stages import ImageSeed, Watch, cut, guided, steps_of, unwatched
 
 DIFFUSION, NONE = "diffusion", "none"
 
@@ -74,7 +74,7 @@ def _(prior: DiffusionPrior, draw: Draw) -> Tensor:
     steps = draw.settings.prior_num_inference_steps
     count = steps_of(draw.scheduler, steps)
     x, first = initial_noise((N, draw.text.embeds.shape[1]), draw.generators, device), 0
-    if draw.start is not None and (first := first_step(count, draw.strength)):
+    if draw.start is not None and (first := first_step(draw.scheduler, steps, draw.strength)):
         x = noise_to_step(draw.scheduler, prior.normalize(draw.start.to(x)), x, steps, first)
     with draw.watch("prior", count - first) as on_step:
         z = denoise(
@@ -170,7 +170,7 @@ class SeveralPriors(DiffusionPipeline):
         if wanted is None or wanted == DIFFUSION:
             return self.prior
         if not isinstance(wanted, str):
-            return self._fitting(wanted, type(wanted).__name__)
+            return self._fitting(wanted, type(wanted).__name__).to(self.prior.device).to(self.prior.dtype)
         if wanted not in self.prior_names:
             raise UserError(f"no prior {wanted!r} in this model: choose one of {', '.join(self.prior_names)}")
         if wanted not in self._loaded_priors:

@@ -17,7 +17,7 @@ import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -58,11 +58,13 @@ class Picture:
     Attributes:
         rgb: [3, H, W] in [-1, 1], on the background. alpha: [1, H, W] in [0, 1], 1 = opaque.
         background: (red, green, blue) in 0..255.
+        given_size: (H, W) as it was read, if it was made smaller since.
     """
 
     rgb: Tensor
     alpha: Tensor
     background: tuple[int, int, int] = WHITE
+    given_size: tuple[int, int] | None = None
 
     @property
     def size(self) -> tuple[int, int]:
@@ -93,11 +95,12 @@ def read_picture(source: Source, *, background: tuple[int, int, int] = WHITE) ->
     return Picture(rgb, alpha, background)
 
 
-def square(picture: Picture, size: int, fit: Fit = "pad") -> Picture:
+def square(picture: Picture, size: int, fit: Fit = "pad", bars: float = 1.0) -> Picture:
     """The picture, or the batch, with sides of `size` pixels.
 
     Args:
-        fit: "pad" keeps all of it between bars of the (opaque) background, "crop" keeps the middle, "stretch" distorts.
+        fit: "pad" keeps all of it between bars of the background, "crop" keeps the middle, "stretch" distorts.
+        bars: alpha of the bars.
 
     Raises:
         UserError: an unknown fit.
@@ -108,8 +111,19 @@ def square(picture: Picture, size: int, fit: Fit = "pad") -> Picture:
         _fitted(band, size, fit, "bicubic", fill)
         for band, fill in zip(picture.rgb.split(1, dim=-3), empty, strict=True)
     ]
-    alpha = _fitted(picture.alpha, size, fit, "bilinear", 1.0)  # without overshoot: it says where holes are
+    alpha = _fitted(picture.alpha, size, fit, "bilinear", bars)  # without overshoot: it says where holes are
     return Picture(torch.cat(bands, dim=-3).clamp(-1, 1), alpha.clamp(0, 1), picture.background)
+
+
+def shrunk(picture: Picture, side: int) -> Picture:
+    """The picture with a shorter side of at most `side` pixels; of one that is smaller nothing changes."""
+    scale = side / min(picture.size)
+    if scale >= 1:
+        return picture
+    height, width = (round(length * scale) for length in picture.size)
+    rgb = resized(picture.rgb, height, width, "bicubic").clamp(-1, 1)
+    alpha = resized(picture.alpha, height, width, "bilinear").clamp(0, 1)
+    return replace(picture, rgb=rgb, alpha=alpha, given_size=picture.size)
 
 
 def read_pictures(
@@ -339,15 +353,15 @@ def _fitted(values: Tensor, size: int, fit: Fit, mode: str, fill: float) -> Tens
         values = values[..., top : top + side, left : left + side]
     longer = max(height, width)
     inner = [max(1, round(size * side / longer)) if fit == "pad" else size for side in (height, width)]
-    resized = _resized(values, inner[0], inner[1], mode)
+    shrunk = resized(values, inner[0], inner[1], mode)
     top, left = (size - inner[0]) // 2, (size - inner[1]) // 2
-    return F.pad(resized, (left, size - inner[1] - left, top, size - inner[0] - top), value=fill)
+    return F.pad(shrunk, (left, size - inner[1] - left, top, size - inner[0] - top), value=fill)
 
 
-def _resized(values: Tensor, height: int, width: int, mode: str) -> Tensor:
+def resized(values: Tensor, height: int, width: int, mode: str) -> Tensor:
     """Antialiased; what has the size already stays as it is."""
     if values.shape[-2:] == (height, width):
         return values
     flat = values.reshape(-1, 1, *values.shape[-2:])
-    resized = F.interpolate(flat, (height, width), mode=mode, antialias=True, align_corners=False)
-    return resized.reshape(*values.shape[:-2], height, width)
+    made = F.interpolate(flat, (height, width), mode=mode, antialias=True, align_corners=False)
+    return made.reshape(*values.shape[:-2], height, width)

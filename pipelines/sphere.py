@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from unclip.diffusion.schedule import at_least_float32
+
 ROUNDS = 50  # of the mean of three or more; that of two is exact after the first
 
 
@@ -29,6 +31,9 @@ def spherical_mean(vectors: Tensor, weights: Tensor) -> Tensor:
 
     Returns: [..., D].
     """
+    dtype = vectors.dtype
+    vectors = at_least_float32(vectors)  # 1e-12 is 0 in half precision
+    weights = weights.to(vectors)
     weights = weights / weights.sum(-1, keepdim=True)
     lengths = vectors.norm(dim=-1, keepdim=True).clamp(min=1e-12)
     points = vectors / lengths
@@ -39,7 +44,7 @@ def spherical_mean(vectors: Tensor, weights: Tensor) -> Tensor:
     for _ in range(ROUNDS if vectors.shape[-2] > 2 else 1):
         step = (weights[..., None] * _log(mean, points)).sum(-2, keepdim=True)
         mean = _exp(mean, step)
-    return (mean * (weights[..., None] * lengths).sum(-2, keepdim=True)).squeeze(-2)
+    return (mean * (weights[..., None] * lengths).sum(-2, keepdim=True)).squeeze(-2).to(dtype)
 
 
 def _log(origin: Tensor, points: Tensor) -> Tensor:

@@ -108,11 +108,6 @@ def steps_of(scheduler: Any, num_inference_steps: int) -> int:
     return len(prepared(scheduler, num_inference_steps).timesteps)
 
 
-def first_step(count: int, strength: float) -> int:
-    """Of `count` steps the one that image to image begins with: with `strength` of the noise (SDEdit, 2108.01073)."""
-    return min(count - 1, round(count * (1 - strength)))
-
-
 def generators(seeds: Sequence[int]) -> list[torch.Generator]:
     """One for each seed."""
     return [torch.Generator().manual_seed(seed) for seed in seeds]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
 import torch
@@ -24,7 +24,7 @@ from .stages import ImageSeed, decoder_noise
 MOST = 0.5  # of theta: half-way from the picture to the difference
 SAME = 1e-4  # difference of two embeddings below which the captions say the same
 VIAS, NOISES = ("prior", "text", "redraw"), ("inverted", "slerp", "fresh")
-STRENGTH = 0.7  # of redrawing; docs/manipulations.md has others
+STRENGTH = 0.7  # of redrawing; docs/experiments.md has others
 
 Via = Literal["prior", "text", "redraw"]
 DiffNoise = Literal["inverted", "slerp", "fresh"]
@@ -103,8 +103,9 @@ class UnCLIPTextDiffPipeline(Manipulation):
 
     A call takes:
         image: a picture or P of them: paths, PIL pictures, arrays, tensors; any size, mode and orientation.
-        source_prompt: what the picture shows, or a dummy ("a photo", or "" for nothing); None to redraw.
-        target_prompt: what it is to become. Lists of both, equally long, are several diffs, which are added.
+        target_prompt: what it is to become.
+        source_prompt: what the picture shows, or a dummy ("a photo", or "" for nothing); None to redraw. Lists of both,
+            equally long, are several diffs, which are added.
         theta: in [0, 0.5], how far; 0 is the picture again, 0.5 all the way. A list gives a picture for each. By
             default 0.3, where it is redrawn 0.5.
         num_frames: in place of a list: so many pictures from 0 to theta.
@@ -122,9 +123,9 @@ class UnCLIPTextDiffPipeline(Manipulation):
     def __call__(
         self,
         image: Source | Sequence[Source],
-        source_prompt: str | Sequence[str] | None = None,
-        target_prompt: str | Sequence[str] = "",
+        target_prompt: str | Sequence[str],
         *,
+        source_prompt: str | Sequence[str] | None = None,
         theta: float | Sequence[float] | None = None,
         num_frames: int | None = None,
         via: Via | None = None,
@@ -185,6 +186,8 @@ class UnCLIPTextDiffPipeline(Manipulation):
         Raises:
             UserError: two captions say the same, or the differences cancel out.
         """
+        # Both ends are the first candidate: the best of several might be of other noise.
+        call = replace(call, settings=replace(call.settings, num_prior_candidates=1))
         total = torch.zeros(len(seeds), self.clip.embed_dim, device=self.device)
         for source, target in zip(sources, targets, strict=True):
             ends = []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,8 +12,8 @@ from typing_extensions import Unpack
 from unclip.errors import UserError
 
 from .base import UnCLIPStages
-from .calls import CallOptions
-from .inputs import Request, Settings, check_request
+from .calls import CallOptions, warn_of_idle_negative
+from .inputs import check_request
 from .stages import image_seeds, repeat
 
 
@@ -45,7 +44,7 @@ class UnCLIPTextToImagePipeline(UnCLIPStages):
         generator: one, or one for each picture. A seed gives the same picture whatever else is in the call.
         output_type: "pil", "np", "pt" or "latent"; see UnCLIPPipelineOutput.
         return_dict: False gives the tuple (images, image_embeds).
-        callback_on_step_end: called as (pipe, step, timestep, tensors) after each step of each stage, which
+        callback_on_step_end: called as (pipe, step, timestep, tensors) after each denoising step of each stage, which
             `pipe.stage` names. "latents" of the dict that it may return replaces the noised embeddings or
             pictures.
         callback_on_step_end_tensor_inputs: which of "latents" and "x0" (the present guess) the callback gets.
@@ -77,7 +76,8 @@ class UnCLIPTextToImagePipeline(UnCLIPStages):
         )
         if captions_only and (prompt is None or image_embeds is not None):
             raise UserError("captions_only decodes captions alone: give prompt and no image_embeds")
-        _warn_of_idle_negative(request, call.settings)
+        if request.negatives is not None:
+            warn_of_idle_negative(call.settings, with_prior=request.image_embeds is None)
         seeds = image_seeds(call.generator, request.count, num_images_per_prompt)
         captions, negative = (
             None if texts is None else self.encode(texts, call)
@@ -94,14 +94,3 @@ class UnCLIPTextToImagePipeline(UnCLIPStages):
         )
         pictures = self.decode(embeds, captions, negative, seeds, call)
         return self.finish(embeds, pictures, seeds, call)
-
-
-def _warn_of_idle_negative(request: Request, settings: Settings) -> None:
-    scales = [settings.decoder_guidance_scale]
-    if request.image_embeds is None:
-        scales.append(settings.prior_guidance_scale)
-    if request.negatives is not None and all(scale == 1 for scale in scales):
-        warnings.warn(
-            "negative_prompt has no effect without guidance: raise decoder_guidance_scale above 1",
-            stacklevel=3,
-        )

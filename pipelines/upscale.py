@@ -6,15 +6,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from typing_extensions import Unpack
 
 from unclip.errors import UserError
 
-from .calls import CallOptions
+from .calls import CallOptions, UnCLIPPipelineOutput
 from .manipulation import Manipulation, seeds_of
 from .pictures import to_output
-from .reading import Picture, Source, read_picture, source_list
+from .reading import Picture, Source, read_picture, resized, source_list
 
 
 class UnCLIPUpscalePipeline(Manipulation):
@@ -28,12 +27,12 @@ class UnCLIPUpscalePipeline(Manipulation):
         generator: one, or one for each picture.
         output_type, and the other options of the upsamplers, as of every pipeline (`CallOptions`).
 
-    Gives pictures in a list for "pil", in which they may differ in shape; else they have to be of one shape.
+    Gives an UnCLIPPipelineOutput without embeddings. Its pictures may differ in shape for "pil"; else they must not.
     """
 
     @torch.no_grad()
     def __call__(self, image: Source | Sequence[Source], **options: Unpack[CallOptions]) -> Any:
-        """Enlarge pictures; the arguments are explained at the class. Returns a list, or one tensor or array.
+        """Enlarge pictures; the arguments are explained at the class. Returns an UnCLIPPipelineOutput.
 
         Raises:
             UserError: an argument is wrong; said before any network runs.
@@ -49,7 +48,8 @@ class UnCLIPUpscalePipeline(Manipulation):
             )
         pictures = [read_picture(each) for each in source_list(image)]
         seeds = seeds_of(call, len(pictures), 1)
-        if call.output_type != "pil" and len({picture.size for picture in pictures}) > 1:
+        shapes = {_as_large(picture, call.size) for picture in pictures}
+        if call.output_type != "pil" and len(shapes) > 1:
             raise UserError(
                 f"pictures of several shapes make no {call.output_type}: ask for output_type 'pil'"
             )
@@ -60,16 +60,21 @@ class UnCLIPUpscalePipeline(Manipulation):
                 x = self.upsample(self.sizes[side], side, x, [seed], call)
             enlarged.append(x)
         self.maybe_free_model_hooks()
-        if call.output_type == "pil":
-            return [to_output(each, "pil")[0] for each in enlarged]
-        return to_output(torch.cat(enlarged), call.output_type)
+        made = (
+            [to_output(each, "pil")[0] for each in enlarged]
+            if call.output_type == "pil"
+            else to_output(torch.cat(enlarged), call.output_type)
+        )
+        return UnCLIPPipelineOutput(images=made, image_embeds=None) if call.return_dict else (made, None)
 
     def _start_from(self, picture: Picture, sides: list[int]) -> tuple[int, torch.Tensor]:
         """The picture [1, 3, h, w] as large as one of `sides`, the largest that it reaches, and that one."""
-        longer = max(picture.size)
-        start = max((side for side in sides if side <= longer), default=sides[0])
-        h, w = (max(1, round(start * length / longer)) for length in picture.size)
-        x = picture.rgb[None].to(self.device)
-        if picture.size != (h, w):
-            x = F.interpolate(x, (h, w), mode="bicubic", antialias=True, align_corners=False).clamp(-1, 1)
-        return start, x
+        start = max((side for side in sides if side <= max(picture.size)), default=sides[0])
+        small = resized(picture.rgb[None], *_as_large(picture, start), "bicubic")
+        return start, small.clamp(-1, 1).to(self.device)
+
+
+def _as_large(picture: Picture, side: int) -> tuple[int, int]:
+    """(H, W) of the picture with a longer side of `side` pixels."""
+    height, width = (max(1, round(side * length / max(picture.size))) for length in picture.size)
+    return height, width

@@ -31,7 +31,7 @@ class UnCLIPVariationPipeline(Manipulation):
 
     A call takes:
         image: a picture or P of them: paths, PIL pictures, arrays, tensors; any size, mode and orientation. Or their
-            `Latents`, which need not be found again and were found without a caption.
+            `Latents`, which need not be found again; they take the steps and the guidance that they were found with.
         num_images_per_prompt: variations of each.
         eta: in [0, 1], how much of x_T is replaced by new noise on the way (of DDIM, 2010.02502, eq. 16): 0 gives the
             picture again, as well as the decoder can.
@@ -73,6 +73,8 @@ class UnCLIPVariationPipeline(Manipulation):
             else {"decoder_num_inference_steps": INVERSION_STEPS}
         )
         call = self.check(options, **(found if inverted else {}))
+        if isinstance(given, Latents) and inverted:
+            given.check_found_with(call.settings)
         count, each = len(given), num_images_per_prompt
         seeds = seeds_of(call, count, each)
         text = self.caption(prompt, count, 1, call)

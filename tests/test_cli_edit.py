@@ -101,7 +101,7 @@ def test_json_is_one_object_of_all_pictures(command: str, pictures, common, caps
 
 
 def test_options_that_would_do_nothing_are_not_offered(capsys) -> None:
-    ignored = {"vary": ["--prior"], "upscale": ["--prior", "--steps", "--fit", "--noise-level"]}
+    ignored = {"vary": ["--prior"], "upscale": ["--prior", "--steps", "--fit", "--noise-level", "--grid"]}
     for command, options in ignored.items():
         for option in options:
             assert call(command, "picture.png", option, "1") == 2
@@ -137,7 +137,7 @@ def test_own_captions_are_chosen_from(pictures, tiny_model: Path, tmp_path: Path
     assert (
         call("describe", pictures["wide.jpg"], "--captions", captions, "--model", tiny_model, "--json") == 0
     )
-    (described,) = json.loads(capsys.readouterr().out)
+    (described,) = json.loads(capsys.readouterr().out)["images"]
     assert {caption for caption, _ in described["captions"]} == {"a red apple", "a blue house"}
 
 
@@ -145,6 +145,7 @@ def bad(pictures: dict[str, Path], tmp_path: Path) -> dict[str, tuple[list[objec
     """Command lines that cannot work, and what has to be said of them."""
     (tmp_path / "empty.png").touch()
     (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "text.safetensors").write_text("no picture")
     black, small = tmp_path / "black.png", tmp_path / "small.png"
     Image.new("L", (64, 20)).save(black)
     Image.new("L", (8, 8), 255).save(small)
@@ -177,6 +178,18 @@ def bad(pictures: dict[str, Path], tmp_path: Path) -> dict[str, tuple[list[objec
         "noise": (["vary", image, "--noise", "loud"], "noise must be one of"),
         "prior": ([*diff, "--prior", "nobody"], "no prior 'nobody'"),
         "latent to vary": (["vary", image, tmp_path / "none.safetensors"], "no file at"),
+        "latent to diff": (
+            [*diff[:1], tmp_path / "text.safetensors", *diff[2:]],
+            "no picture that can be read",
+        ),
+        "resamplings": (
+            ["edit", image, "a", "--strength", 0.5, "--resamplings", 2],
+            "leave it out with --strength",
+        ),
+        "prior and embeds": (
+            ["generate", "--image-embeds", tmp_path / "a", "--prior", "ar"],
+            "leave --prior out",
+        ),
         "latent": (["generate", "--image-embeds", tmp_path / "none.safetensors"], "no file at"),
     }
 
@@ -196,3 +209,56 @@ def test_a_latent_is_no_picture_to_invert(tmp_path: Path, capsys) -> None:
     (tmp_path / "latent.safetensors").write_bytes(b"whatever it holds")
     assert call("invert", tmp_path / "latent.safetensors") == 2
     assert "no picture that can be read" in capsys.readouterr().err
+
+
+# ---- names of files ----------------------------------------------------------------------------------------------
+
+
+def made(capsys) -> list[str]:
+    return [each["path"] for each in json.loads(capsys.readouterr().out)["images"]]
+
+
+def test_no_picture_takes_the_place_of_another(pictures, common, tmp_path: Path, capsys) -> None:
+    """However long the names are, whatever folder a picture is in, and whatever else was asked for before."""
+    long = "a very large red apple on a small blue house with a cat"
+    assert call("blend", f"prompt:{long}", f"prompt:{long} again", "--frames", 4, "--steps", 2, *common) == 0
+    paths = made(capsys)
+    assert len(set(paths)) == 4
+    other = tmp_path / "other" / "alpha.png"
+    other.parent.mkdir()
+    Image.open(pictures["alpha.png"]).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(other)
+    for images in ([pictures["alpha.png"], other], [other]):
+        for fit in ("pad", "crop"):
+            assert call("vary", *images, "-n", 1, "--steps", 2, "--fit", fit, *common) == 0
+            paths += made(capsys)
+    # The same once more: those of `other` alone are there already, so that they are not made a second time.
+    assert len(set(paths)) == len(paths) - 2
+    for path in set(paths):
+        assert Path(path).is_file()
+    gifs = []
+    for theta in (0.1, 0.2):
+        options = [
+            "--from",
+            "red apple",
+            "--to",
+            "green apple",
+            "--frames",
+            2,
+            "--steps",
+            2,
+            "--theta",
+            theta,
+        ]
+        assert call("diff", other, *options, "--gif", *common) == 0
+        gifs += json.loads(capsys.readouterr().out)["gifs"]
+    assert len(set(gifs)) == 2
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_the_work(
+    pictures, tiny_model: Path, tmp_path, capsys
+) -> None:
+    (tmp_path / "file").write_text("no folder")
+    given = ["-o", tmp_path / "file" / "out", "--model", tmp_path / "no-model"]
+    for command in (["vary"], ["upscale"], ["blend", pictures["wide.jpg"]], ["diff", "--to", "a house"]):
+        assert call(*command, pictures["alpha.png"], *given) == 2
+        assert "Not a directory" in capsys.readouterr().err

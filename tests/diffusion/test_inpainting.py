@@ -166,3 +166,12 @@ def test_callbacks_see_each_resampling(denoiser: Denoiser) -> None:
 def test_fewer_than_one_resampling(denoiser: Denoiser) -> None:
     with pytest.raises(UserError, match="num_resamplings must be at least 1, got 0"):
         fill(denoiser, SCHEDULERS["DDIM"], 0)
+
+
+def test_schedulers_whose_steps_come_in_halves(denoiser: Denoiser) -> None:
+    with pytest.raises(
+        UserError, match="HeunDiscreteScheduler takes each step in halves, so none can be taken again"
+    ):
+        fill(denoiser, diffusers.HeunDiscreteScheduler(), 2)
+    with pytest.raises(UserError, match="PNDMScheduler with Runge-Kutta steps must begin with them"):
+        fill(denoiser, diffusers.PNDMScheduler(), 2)

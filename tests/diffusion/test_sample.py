@@ -10,7 +10,15 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from unclip.diffusion import Denoiser, DiscreteSchedule, denoise, initial_noise, make_schedule, noise_to_step
+from unclip.diffusion import (
+    Denoiser,
+    DiscreteSchedule,
+    denoise,
+    first_step,
+    initial_noise,
+    make_schedule,
+    noise_to_step,
+)
 from unclip.errors import UserError
 
 SHAPE = (3, 2, 4, 4)
@@ -250,3 +258,53 @@ def test_what_cannot_be_done_is_said(
 ) -> None:
     with pytest.raises(UserError, match=message):
         denoise(denoiser, scheduler, x_T, **{"num_inference_steps": 5, **options})
+
+
+# ---- begun in the midst ------------------------------------------------------------------------------------------
+
+BEGUN: dict[str, Any] = {
+    "DDPM": diffusers.DDPMScheduler(),
+    "DDIM": diffusers.DDIMScheduler(),
+    "PNDM": diffusers.PNDMScheduler(skip_prk_steps=True, set_alpha_to_one=True),
+    "DPM-Solver++": diffusers.DPMSolverMultistepScheduler(),
+    "DPM-Solver++ singlestep": diffusers.DPMSolverSinglestepScheduler(),
+    "UniPC": diffusers.UniPCMultistepScheduler(),
+    "DEIS": diffusers.DEISMultistepScheduler(),
+    "Euler": diffusers.EulerDiscreteScheduler(),
+    "Heun": diffusers.HeunDiscreteScheduler(),
+    "flow Euler": diffusers.FlowMatchEulerDiscreteScheduler(),
+    "flow Heun": diffusers.FlowMatchHeunDiscreteScheduler(),
+}
+
+
+@pytest.mark.parametrize("strength", [0.9, 0.75, 0.4, 0.3, 0.1])
+@pytest.mark.parametrize("name", BEGUN)
+def test_who_knows_x0_finds_it_from_any_step(name: str, strength: float) -> None:
+    """A denoiser that always answers the true x_0 leads there, wherever image to image begins."""
+    scheduler, x0 = BEGUN[name], torch.rand(2, 3, generator=torch.Generator().manual_seed(0)) - 0.5
+
+    class Knows(torch.nn.Module):
+        def forward(self, x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
+            return x0
+
+    start = first_step(scheduler, 20, strength)
+    noise = torch.randn(2, 3, generator=torch.Generator().manual_seed(1))
+    made = denoise(
+        Denoiser(Knows(), make_schedule("cosine"), "sample"),
+        scheduler,
+        noise_to_step(scheduler, x0, noise, 20, start),
+        num_inference_steps=20,
+        start=start,
+        generator=torch.Generator().manual_seed(2),
+    )
+    assert_close(made, x0, rtol=0, atol=0.1)  # PNDM extrapolates past it
+
+
+def test_steps_that_cannot_be_begun_with(x_T: Tensor) -> None:
+    knows = Denoiser(network, make_schedule("cosine"), "sample")
+    with pytest.raises(
+        UserError, match="step 3 of HeunDiscreteScheduler is the second half of one: begin at a mul"
+    ):
+        denoise(knows, diffusers.HeunDiscreteScheduler(), x_T, num_inference_steps=5, start=3)
+    with pytest.raises(UserError, match="PNDMScheduler with Runge-Kutta steps must begin with them"):
+        denoise(knows, diffusers.PNDMScheduler(), x_T, num_inference_steps=5, start=3)

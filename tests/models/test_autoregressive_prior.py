@@ -184,12 +184,6 @@ def test_similarities_are_drawn_from_the_upper_half(prior, captions) -> None:
     assert_close(seen[0].bincount(minlength=4) / 400, torch.tensor([0, 0, 0.5, 0.5]), atol=0.08, rtol=0)
 
 
-def test_steps_are_told(prior, captions) -> None:
-    told: list[tuple[int, int]] = []
-    prior.sample(captions, generators(0, 1, 2), on_step=lambda k, of: told.append((k, of)))
-    assert told == [(k, K) for k in range(1, K + 1)]
-
-
 def test_draws_follow_the_distribution() -> None:
     p = torch.tensor([0.1, 0.4, 0.0, 0.3, 0.2])
     chances = (torch.arange(1000) + 0.5) / 1000  # evenly spread, so the counts are exact

@@ -13,7 +13,7 @@ from torch.testing import assert_close
 from unclip.clip import FrozenCLIP
 from unclip.data import CaptionedImages
 from unclip.errors import UserError
-from unclip.models import Decoder, RecallPrior
+from unclip.models import Decoder, RecallPrior, RegressionPrior
 from unclip.pipelines import UnCLIPTextToImagePipeline
 from unclip.pipelines.assemble import assemble, default_scheduler
 
@@ -121,6 +121,12 @@ def test_wrong_parts(runs: dict[str, Path], tmp_path: Path, recwarn: pytest.Warn
         assemble(**{**parts, "prior": tmp_path / "nowhere"}, out=out)
     with pytest.raises(UserError, match=r"expected in .*: DiffusionPrior.*, found: Decoder"):
         assemble(**{**parts, "prior": runs["decoder"]}, out=out)
+    regression = RegressionPrior(embed_dim=12, token_dim=20, layers=0)
+    regression.save_pretrained(tmp_path / "regression")
+    with pytest.raises(
+        UserError, match=r"DiffusionPrior or RecallPrior, found: RegressionPrior"
+    ):  # --other-prior
+        assemble(**{**parts, "prior": tmp_path / "regression"}, out=out)
     small = Decoder(sample_size=16, patch_size=4, width=16, layers=1, heads=2, embed_dim=8, token_dim=20)
     small.save_pretrained(tmp_path / "small")
     with pytest.raises(

@@ -210,3 +210,14 @@ def test_wrong_words(pipe: UnCLIPInterpolationPipeline, pictures: list[Tensor]) 
         pipe(pictures, fit="shrink")
     with pytest.raises(UserError, match="1 generators for 4 pictures"):
         pipe(pictures, num_frames=4, generator=[seeded()])
+
+
+def test_equal_ends_are_equal_frames_after_the_upsampler_too(
+    made_from: Callable[[Any], Any], pictures: list[Tensor]
+) -> None:
+    """Else a film flickers."""
+    pipe = made_from(UnCLIPInterpolationPipeline)
+    options = {"num_frames": 3, "size": 64, "decoder_num_inference_steps": 2, "output_type": "pt"}
+    for noise in ("slerp", "fixed"):
+        frames = pipe([pictures[0], pictures[0]], noise=noise, generator=seeded(), **options).images
+        assert_close(frames, frames[:1].expand_as(frames), rtol=0, atol=1e-4)

@@ -118,6 +118,16 @@ def test_a_component_is_no_pipeline(tiny_model: Path) -> None:
         UnCLIPTextToImagePipeline.from_pretrained(tiny_model / "decoder")
 
 
+def test_info_of_a_damaged_prior(tiny_model: Path, tmp_path: Path) -> None:
+    model = shutil.copytree(tiny_model, tmp_path / "model")
+    (model / "priors" / "ar").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"priors/ar/config.json is missing"):
+        model_info(model)
+    (model / "priors" / "ar" / "config.json").write_text("{")
+    with pytest.raises(UserError, match=r"priors/ar/config.json is damaged"):
+        model_info(model)
+
+
 def test_model_info(tiny_pipeline: UnCLIPTextToImagePipeline, tiny_model: Path) -> None:
     facts = model_info(tiny_model)
     assert facts["sizes"] == [16, 64, 256]

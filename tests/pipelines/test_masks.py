@@ -66,6 +66,18 @@ def test_a_hole_lies_as_its_picture_does(fit: Any) -> None:
     assert hole.sum() < 2.2 * (rgb < 0).sum()
 
 
+def test_a_mask_is_as_large_as_a_large_picture_was_given() -> None:
+    """Of which less is kept; the hole still covers all that it touches."""
+    given = read(picture(1500, 3000), "pad")
+    assert given.pictures[0].size == (1024, 2048)
+    mask = torch.zeros(1500, 3000)
+    mask[596:604, 996:1004] = 1
+    _, hole_at = holes(given, mask, 0.0, 32)
+    marked = hole_at(64)[0, 0].nonzero()
+    assert len(marked) in (1, 2, 4)
+    assert (marked.float().mean(0) - torch.tensor([16 + 600 / 3000 * 64, 1000 / 3000 * 64])).abs().max() < 1
+
+
 def test_without_a_mask_the_hole_is_what_is_transparent() -> None:
     rgba = picture(channels=4)
     rgba[3] = 1 - box(32, 3, 4, 9) * 0.7  # 0.3 in the box, less than half
@@ -111,6 +123,14 @@ def test_however_long_a_picture_its_frame_is_no_larger_than_a_result(share: floa
     assert hole_at(32).any()
 
 
+def test_outpainting_goes_on_beside_a_wide_picture_too() -> None:
+    """What is added to make it square is filled as what is around it."""
+    _, hole_at = holes(read(picture(16, 32), "pad"), None, 0.5, 32)
+    expected = torch.ones(64, 64)
+    expected[24:40, 16:48] = 0
+    assert torch.equal(hole_at(64)[0, 0], expected)
+
+
 def test_outpainting_keeps_a_hole_too() -> None:
     mask = box(32, 8, 8, 10)
     _, hole_at = holes(read(picture(), "pad"), mask, 0.5, 32)
@@ -145,8 +165,7 @@ def test_a_dot_is_a_hole_at_the_decoders_size() -> None:
 
 
 def test_too_narrow_a_border_is_no_hole_at_the_decoders_size() -> None:
-    """A border of half a pixel at 64 px may leave none at 32."""
-    with pytest.raises(UserError, match=NOTHING):
+    with pytest.raises(UserError, match=r"outpaint 0\.0001 adds less than a pixel at 32 px: give more"):
         holes(read(picture(2000, 2000), "pad"), None, 1e-4, 32)
 
 

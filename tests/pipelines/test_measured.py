@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
+import pytest
 import torch
 from torch.testing import assert_close
 
+from unclip.errors import UserError
+from unclip.models import Decoder
 from unclip.pipelines import UnCLIPTextToImagePipeline
-from unclip.pipelines.measured import as_model
+from unclip.pipelines.measured import Variants, as_model
 
 
 def test_decoding_leaves_the_prior_out(tiny_pipeline: UnCLIPTextToImagePipeline, monkeypatch) -> None:
@@ -21,3 +26,13 @@ def test_decoding_leaves_the_prior_out(tiny_pipeline: UnCLIPTextToImagePipeline,
     assert_close(decoded, drawn, rtol=0, atol=0)
     others = model.decode(torch.roll(z, 1, 0), prompts, seeds)
     assert not np.array_equal(np.asarray(others[0]), drawn[0])
+
+
+def test_a_decoder_that_does_not_fit_is_told_before_any_picture(
+    tiny_pipeline: UnCLIPTextToImagePipeline, tmp_path: Path
+) -> None:
+    for size, message in ({"embed_dim": 8}, "embed_dim 8"), ({"sample_size": 32}, "sample_size 32"):
+        given = {"sample_size": 16, "embed_dim": 12, "token_dim": 20, **size}
+        Decoder(patch_size=4, width=16, layers=1, heads=2, **given).save_pretrained(tmp_path / message)
+        with pytest.raises(UserError, match=f"has {message}, the model's own"):
+            Variants(tiny_pipeline, 16, {"text": tmp_path / message})

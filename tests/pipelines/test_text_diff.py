@@ -33,7 +33,7 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 def change(pipe: Any, image: Any, source: Any = RED, target: Any = HOUSE, **options: Any) -> Any:
     given = {"size": 16, "decoder_num_inference_steps": 4, "generator": seeded(), "output_type": "pt"}
-    return pipe(image, source, target, **{**given, **options})
+    return pipe(image, target, source_prompt=source, **{**given, **options})
 
 
 # ---- where it goes -----------------------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 
 def enlarge(pipe: Any, image: Any, size: int = 64, **options: Any) -> Tensor:
-    return pipe(image, size=size, output_type="pt", **{"generator": seeded(), **options})
+    return pipe(image, size=size, output_type="pt", **{"generator": seeded(), **options}).images
 
 
 def picture(height: int, width: int, seed: int = 0) -> Tensor:
@@ -68,10 +68,10 @@ def test_shapes(
 
 
 def test_by_default_as_large_as_it_can(pipe: UnCLIPUpscalePipeline) -> None:
-    (made,) = pipe(picture(16, 12), generator=seeded())
+    (made,) = pipe(picture(16, 12), generator=seeded()).images
     assert made.size == (192, 256)
     pipe.upsampler_1024 = None
-    (made,) = pipe(picture(16, 12), generator=seeded())
+    (made,) = pipe(picture(16, 12), generator=seeded()).images
     assert made.size == (48, 64)
 
 
@@ -89,23 +89,23 @@ def test_it_is_what_the_upsamplers_make_of_the_decoders_picture(
 
 def test_batches_are_their_pictures(pipe: UnCLIPUpscalePipeline) -> None:
     pictures = [picture(16, 10), picture(12, 16, seed=1), picture(40, 20, seed=2)]
-    made = pipe(pictures, size=64, generator=[seeded(k) for k in range(3)])
+    made = pipe(pictures, size=64, generator=[seeded(k) for k in range(3)]).images
     assert [each.size for each in made] == [(40, 64), (64, 48), (32, 64)]
     for k, each in enumerate(made):
-        (alone,) = pipe(pictures[k], size=64, generator=seeded(k))
+        (alone,) = pipe(pictures[k], size=64, generator=seeded(k)).images
         assert np.array_equal(np.asarray(each), np.asarray(alone))
-    other = pipe(pictures[0], size=64, generator=seeded(9))[0]
+    other = pipe(pictures[0], size=64, generator=seeded(9)).images[0]
     assert not np.array_equal(np.asarray(made[0]), np.asarray(other))
 
 
 def test_forms_of_output(pipe: UnCLIPUpscalePipeline) -> None:
     pictures = torch.stack([picture(16, 8, seed=k) for k in range(2)])
-    latent = pipe(pictures, size=64, generator=seeded(), output_type="latent")
+    latent = pipe(pictures, size=64, generator=seeded(), output_type="latent").images
     assert latent.shape == (2, 3, 64, 32)
     for form in ("pt", "np"):
-        made = pipe(pictures, size=64, generator=seeded(), output_type=form)
+        made = pipe(pictures, size=64, generator=seeded(), output_type=form).images
         assert_close(torch.as_tensor(made), torch.as_tensor(to_output(latent, form)))
-    made = pipe(pictures, size=64, generator=seeded())
+    made = pipe(pictures, size=64, generator=seeded()).images
     assert [type(each) for each in made] == [Image.Image] * 2
     with pytest.raises(UserError, match="pictures of several shapes make no np: ask for output_type 'pil'"):
         pipe([picture(16, 8), picture(8, 16)], size=64, output_type="np")
@@ -143,3 +143,10 @@ def test_what_cannot_be_done(pipe: UnCLIPUpscalePipeline) -> None:
     pipe.upsampler_256 = pipe.upsampler_1024 = None
     with pytest.raises(UserError, match="this model has no upsamplers"):
         enlarge(pipe, picture(16, 16))
+
+
+def test_shapes_that_are_alike_when_enlarged_make_one_tensor(pipe: UnCLIPUpscalePipeline) -> None:
+    made = pipe([picture(16, 8), picture(32, 16)], size=64, output_type="pt", generator=seeded())
+    assert made.images.shape == (2, 3, 64, 32)
+    assert made.image_embeds is None
+    assert len(pipe(picture(16, 8), size=64, return_dict=False)) == 2

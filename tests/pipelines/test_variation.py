@@ -226,3 +226,30 @@ def test_noise_on_the_embedding_leaves_x_T_as_it_was_found(
     made = vary(pipe, pictures[0], decoder_num_inference_steps=4, **options)
     assert_close(made, vary(pipe, found, **options), rtol=0, atol=1e-6)
     assert (made[0] - made[1]).abs().max() > 1e-3
+
+
+def test_latents_are_decoded_as_they_were_found(pipe: UnCLIPVariationPipeline, latents: Latents) -> None:
+    own = latents.options()
+    pipe(latents, size=16, **own)
+    with pytest.raises(
+        UserError, match=r"found with decoder_num_inference_steps \d+, got 7: leave it out, or inv"
+    ):
+        pipe(latents, size=16, decoder_num_inference_steps=7)
+    with pytest.raises(UserError, match=r"found with decoder_guidance_scale .*, got 9"):
+        pipe(latents, size=16, decoder_guidance_scale=9.0)
+    pipe(latents, size=16, noise="fresh", decoder_num_inference_steps=2)
+
+
+def test_what_is_no_latent(tmp_path: Path) -> None:
+    save_file({"a": torch.zeros(3, 3, 2, 2)}, tmp_path / "a.safetensors", metadata={"unclip": "[]"})
+    with pytest.raises(
+        UserError, match=r"holds a tensor of shape \[3, 3, 2, 2\]: expected embeddings \[N, D\]"
+    ):
+        load_embeds(tmp_path / "a.safetensors")
+    save_file(
+        {"image_embeds": torch.zeros(1, 12), "noise": torch.zeros(1, 3, 16, 16)},
+        tmp_path / "b.safetensors",
+        metadata={"unclip": "[]"},
+    )
+    with pytest.raises(UserError, match="holds no decoder_num_inference_steps"):
+        Latents.load(tmp_path / "b.safetensors")

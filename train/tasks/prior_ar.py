@@ -31,7 +31,7 @@ class AutoregressivePriorTask(CaptionTask):
         super().__init__(config)
         z = self.data.image_embeds
         pictures, captions = (indices_of(each) for each in self.pairs())
-        self.kept = self.model.fit_pca(z[indices_of(self.data.sampling.trained)])
+        self.model.fit_pca(z[indices_of(self.data.sampling.trained)])
         self.model.fit_pairs(z[pictures], self.text_embeds[captions])
 
     @classmethod

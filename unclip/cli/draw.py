@@ -60,10 +60,14 @@ def generate(
     sampling: Sampling,
 ) -> None:
     """Draw pictures from text. The PNG files hold prompt, seed, model and settings."""
+    from unclip.pipelines.latents import load_embeds
+
     texts = read_prompts(prompts or [], prompts_file, needed=image_embeds is None)
+    if image_embeds is not None and prior is not None:
+        raise UserError("--image-embeds takes the place of a prior: leave --prior out, or draw from text")
+    embeds = None if image_embeds is None else load_embeds(image_embeds)
     pipe = load_pipeline(model, device, dtype, progress)
     from unclip.pipelines.gallery import draw, draw_grid
-    from unclip.pipelines.latents import load_embeds
 
     tell_understood(pipe, [*texts, negative_prompt or ""], plain_words)
     facts = picture_facts(negative_prompt, model, plain_words)
@@ -82,7 +86,7 @@ def generate(
         batch_size=batch_size,
         plain_words=plain_words,
         prior=prior,
-        image_embeds=None if image_embeds is None else load_embeds(image_embeds),
+        image_embeds=embeds,
         report=(lambda each: None) if as_json else (lambda each: typer.echo(each.path)),
     )
     sheet = str(draw_grid(drawn, output, num_images, facts)) if grid else None

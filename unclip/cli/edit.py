@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from unclip.cli.delivery import Wanted
+from unclip.cli.delivery import Wanted, source_facts
 from unclip.cli.options import (
     AsJson,
     Device,
@@ -31,6 +31,8 @@ LATENT = ".safetensors"  # how the names of files of `unclip invert` end
 
 Images = Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Picture files of any size and kind.")]
 OneImage = Annotated[str, typer.Argument(metavar="IMAGE", help="A picture file of any size and kind.")]
+GridOption = Annotated[bool, typer.Option("--grid", help="Write a grid of the results of each picture, too.")]
+GifOption = Annotated[bool, typer.Option("--gif", help="Write the frames as a GIF, there and back, too.")]
 NoiseOption = Annotated[
     str,
     typer.Option(
@@ -46,6 +48,7 @@ def vary(
     eta: Annotated[float, typer.Option(help="0 to 1: 0 is the picture again, 1 leaves least of x_T.")] = 0.7,
     noise: NoiseOption = "inverted",
     prompt: Annotated[Text, typer.Option(help="A caption for the decoder besides the picture.")] = None,
+    grid: GridOption = False,
     *,
     wanted: Wanted,
     decoding: Decoding,
@@ -54,32 +57,30 @@ def vary(
     """Make variations of pictures: what CLIP sees in them stays. A latent of `unclip invert` will do, too."""
     from unclip.pipelines.stages import generators
 
-    check_pictures(images)
+    check_pictures(images, latents=True)
+    options = {"eta": eta, "noise": noise, "prompt": prompt, **decoding.options()}
+    delivery = wanted.delivery(operation="vary", **options, model=model_name(machine.model))
     pipe = machine.pipeline("UnCLIPVariationPipeline")
-    facts = {"operation": "vary", "eta": eta, "noise": noise, "prompt": prompt, **decoding.settings()}
-    delivery = wanted.delivery(**facts, model=model_name(machine.model))
+    tell_understood(pipe, [prompt or ""], decoding.plain_words)
     first = wanted.first_seed()
     for image in images:
         source = read_latents(image)
-        stem = f"{Path(image).stem} vary"
-        names = [stem] if source is image else [f"{stem} {k}" for k in range(len(source))]
-        seeds = [first + k for k in range(num_images)] * len(names)
+        count = 1 if source is image else len(source)
+        seeds = [first + k for k in range(num_images)] * count
         made = pipe(
             source,
             num_images_per_prompt=num_images,
-            eta=eta,
-            noise=noise,
-            prompt=prompt,
-            fit=decoding.fit,
             size=wanted.size,
             generator=generators(seeds),
-            **decoding.settings(),
+            **options,
         )
         delivery.add(
             made.images,
-            [name for name in names for _ in range(num_images)],
+            f"{Path(image).stem} vary",
             seeds,
-            {"image": Path(image).name},
+            source_facts(image),
+            numbers=None if count == 1 else [k for k in range(count) for _ in range(num_images)],
+            sheet=grid,
             columns=num_images,
         )
     delivery.end()
@@ -93,9 +94,7 @@ def blend(
     weights: Annotated[Text, typer.Option(help="Of each input, e.g. 1,1,2: one picture of all.")] = None,
     frames: Annotated[Whole, typer.Option(help="Pictures on the way through all; by default 9.")] = None,
     noise: Annotated[str, typer.Option(help="x_T: slerp between the inputs', fixed, or fresh.")] = "slerp",
-    gif: Annotated[
-        bool, typer.Option("--gif", help="Write the frames as a GIF, there and back, too.")
-    ] = False,
+    gif: GifOption = False,
     prior: Prior = None,
     *,
     wanted: Wanted,
@@ -103,43 +102,32 @@ def blend(
     machine: Machine,
 ) -> None:
     """Blend pictures and prompts: frames on the way from one to the next as a strip, or one weighted mean."""
-    from unclip.pipelines.interpolation import PROMPT
+    from unclip.pipelines.interpolation import PROMPT, check_weights
     from unclip.pipelines.stages import generators
 
     prompts = [each.removeprefix(PROMPT) for each in inputs if each.startswith(PROMPT)]
     check_pictures([each for each in inputs if not each.startswith(PROMPT)])
     shares = None if weights is None else read_numbers(weights, "--weights")
     count = 9 if frames is None and shares is None else frames
+    check_weights(shares, count, len(inputs))
+    options = {"weights": shares, "num_frames": count, "noise": noise, "prior": prior, **decoding.options()}
+    delivery = wanted.delivery(operation="blend", **options, model=model_name(machine.model))
     pipe = machine.pipeline("UnCLIPInterpolationPipeline")
-    tell_understood(pipe, prompts, None)
+    tell_understood(pipe, prompts, decoding.plain_words)
     seed = wanted.first_seed()
-    made = pipe(
-        inputs,
-        weights=shares,
-        num_frames=count,
-        noise=noise,
-        prior=prior,
-        fit=decoding.fit,
-        size=wanted.size,
-        generator=generators([seed])[0],
-        **decoding.settings(),
-    )
-    images = made.images
-    names = [each if each.startswith(PROMPT) else Path(each).name for each in inputs]
-    stem = " ".join([*(Path(each.removeprefix(PROMPT)).stem for each in names), "blend"])
-    facts = {"operation": "blend", "weights": shares, "frames": count, "noise": noise, "prior": prior}
-    delivery = wanted.delivery(**facts, **decoding.settings(), model=model_name(machine.model))
+    images = pipe(inputs, size=wanted.size, generator=generators([seed])[0], **options).images
+    many = len(images) > 1
     delivery.add(
         images,
-        [stem] if len(images) == 1 else [f"{stem} {k}" for k in range(len(images))],
+        " ".join([*(Path(each.removeprefix(PROMPT)).stem for each in inputs), "blend"]),
         [seed] * len(images),
-        {"inputs": names},
+        {"inputs": [each if each.startswith(PROMPT) else source_facts(each) for each in inputs]},
+        numbers=range(len(images)) if many else None,
         captions=[f"{k + 1}/{len(images)}" for k in range(len(images))],
+        sheet=many,
         columns=len(images),
-        sheet=len(images) > 1,
+        film=gif,
     )
-    if gif:
-        delivery.add_film(images, stem, seed)
     delivery.end()
 
 
@@ -177,9 +165,7 @@ def diff(
             "fresh."
         ),
     ] = None,
-    gif: Annotated[
-        bool, typer.Option("--gif", help="Write the frames as a GIF, there and back, too.")
-    ] = False,
+    gif: GifOption = False,
     prior: Prior = None,
     *,
     wanted: Wanted,
@@ -192,39 +178,33 @@ def diff(
 
     check_pictures(images)
     way = Way.check(source or None, target, via, noise, theta, frames, strength)  # type: ignore[arg-type]
+    options = {
+        "source_prompt": source or None,
+        "target_prompt": target,
+        "theta": way.thetas,
+        "via": way.via,
+        "strength": strength,
+        "noise": way.noise,
+        "prior": prior,
+        **decoding.options(),
+    }
+    delivery = wanted.delivery(operation="diff", **options, model=model_name(machine.model))
     pipe = machine.pipeline("UnCLIPTextDiffPipeline")
-    tell_understood(pipe, [*way.sources, *way.targets], None)
-    facts = {"operation": "diff", "from": source, "to": target, "thetas": way.thetas, "via": way.via}
-    facts |= {"strength": strength, "noise": way.noise, "prior": prior, **decoding.settings()}
-    delivery = wanted.delivery(**facts, model=model_name(machine.model))
+    tell_understood(pipe, [*way.sources, *way.targets], decoding.plain_words)
     seed = wanted.first_seed()
     for image in images:
-        made = pipe(
-            image,
-            source or None,
-            target,
-            theta=way.thetas,
-            via=way.via,
-            strength=strength,
-            noise=way.noise,
-            prior=prior,
-            fit=decoding.fit,
-            size=wanted.size,
-            generator=generators([seed])[0],
-            **decoding.settings(),
-        )
-        stem = f"{Path(image).stem} diff {target[0]}"
+        made = pipe(image, size=wanted.size, generator=generators([seed])[0], **options)
         delivery.add(
             made.images,
-            [stem] if frames == 1 else [f"{stem} {k}" for k in range(frames)],
+            f"{Path(image).stem} diff {target[0]}",
             [seed] * frames,
-            {"image": Path(image).name},
+            source_facts(image),
+            numbers=range(frames) if frames > 1 else None,
             captions=[f"theta {each:.2f}" for each in way.thetas],
-            columns=frames,
             sheet=frames > 1,
+            columns=frames,
+            film=gif,
         )
-        if gif:
-            delivery.add_film(made.images, stem, seed)
     delivery.end()
 
 
@@ -243,10 +223,11 @@ def edit(
     ] = None,
     image_weight: Annotated[float, typer.Option(help="0 to 1: how much CLIP's view of IMAGE counts.")] = 0.0,
     resamplings: Annotated[
-        int, typer.Option(min=1, help="More: the filling fits its surroundings better.")
-    ] = 4,
+        Whole, typer.Option(min=1, help="More: the filling fits its surroundings better; by default 4.")
+    ] = None,
     negative_prompt: Annotated[Text, typer.Option(help="What to move away from.")] = None,
     num_images: Annotated[int, typer.Option("--num-images", "-n", min=1, help="Results to make.")] = 1,
+    grid: GridOption = False,
     prior: Prior = None,
     *,
     wanted: Wanted,
@@ -254,36 +235,36 @@ def edit(
     machine: Machine,
 ) -> None:
     """Fill the part of a picture that a mask (or its transparency) marks, or change all of it with --strength."""
+    from unclip.pipelines.reading import read_mask, read_picture
     from unclip.pipelines.stages import generators
 
     if strength is not None and (mask is not None or outpaint):
         raise UserError(
             "--strength changes the whole picture: leave out --mask and --outpaint, or leave it out"
         )
+    if strength is not None and resamplings is not None:
+        raise UserError("--resamplings is of filling a hole: leave it out with --strength")
+    check_pictures([image])
+    if mask is not None:
+        read_mask(mask, like=read_picture(image).size)
+    own: dict[str, Any] = {"strength": strength}
+    if strength is None:
+        own = {"outpaint": outpaint} | ({} if resamplings is None else {"num_resamplings": resamplings})
+    own |= {"image_weight": image_weight, "negative_prompt": negative_prompt, "prior": prior}
+    own |= decoding.options()
+    named = {} if mask is None else {"mask": source_facts(mask)}
+    delivery = wanted.delivery(
+        operation="edit", prompt=prompt, **own, **named, model=model_name(machine.model)
+    )
     pipe = machine.pipeline("UnCLIPInpaintPipeline" if strength is None else "UnCLIPImg2ImgPipeline")
-    tell_understood(pipe, [prompt, negative_prompt or ""], None)
+    tell_understood(pipe, [prompt, negative_prompt or ""], decoding.plain_words)
     first = wanted.first_seed()
     seeds = [first + k for k in range(num_images)]
-    own: dict[str, Any] = (
-        {"mask_image": mask, "outpaint": outpaint, "num_resamplings": resamplings}
-        if strength is None
-        else {"strength": strength}
-    )
-    own |= {"image_weight": image_weight, "negative_prompt": negative_prompt, "prior": prior}
-    own |= decoding.settings()
+    own |= {"mask_image": mask} if strength is None else {}
     made = pipe(
-        prompt,
-        image,
-        num_images_per_prompt=num_images,
-        fit=decoding.fit,
-        size=wanted.size,
-        generator=generators(seeds),
-        **own,
+        prompt, image, num_images_per_prompt=num_images, size=wanted.size, generator=generators(seeds), **own
     )
-    facts = {"operation": "edit", "image": Path(image).name, "prompt": prompt, **own}
-    facts["mask_image"] = Path(mask).name if mask else None
-    delivery = wanted.delivery(model=model_name(machine.model))
-    delivery.add(made.images, [f"{Path(image).stem} edit {prompt}"] * num_images, seeds, facts)
+    delivery.add(made.images, f"{Path(image).stem} edit {prompt}", seeds, source_facts(image), sheet=grid)
     delivery.end()
 
 
@@ -293,12 +274,12 @@ def upscale(images: Images, *, wanted: Wanted, machine: Machine) -> None:
     from unclip.pipelines.stages import generators
 
     check_pictures(images)
+    delivery = wanted.delivery(operation="upscale", model=model_name(machine.model))
     pipe = machine.pipeline("UnCLIPUpscalePipeline")
     seed = wanted.first_seed()
-    delivery = wanted.delivery(operation="upscale", model=model_name(machine.model))
     for image in images:
         made = pipe(image, size=wanted.size, generator=generators([seed])[0])
-        delivery.add(made, [f"{Path(image).stem} upscale"], [seed], {"image": Path(image).name})
+        delivery.add(made.images, f"{Path(image).stem} upscale", [seed], source_facts(image))
     delivery.end()
 
 
@@ -321,7 +302,7 @@ def invert(
     """Write the bipartite latent (z_i, x_T) of pictures, which `vary` and `generate --image-embeds` take."""
     from unclip.files import check_writable
 
-    check_pictures(images, latents=False)
+    check_pictures(images)
     check_writable(output.absolute().parent)
     found = machine.pipeline("UnCLIPVariationPipeline").latents(
         images,
@@ -355,14 +336,16 @@ def describe(
     from unclip.pipelines.manipulation import CLIP_SEES_AT
     from unclip.pipelines.reading import read_pictures
 
+    own = Candidates.read(captions) if captions else None
     seen = read_pictures(images, CLIP_SEES_AT).rgb
     pipe = load_pipeline(model, device, "float32", False)
-    if captions is None and pipe.lexicon is None:
+    if own is None and pipe.lexicon is None:
         raise UserError("this model has no lexicon to take captions from: give --captions FILE")
-    candidates = Candidates.read(captions) if captions else Candidates.of_lexicon(pipe.lexicon)  # type: ignore[arg-type]
+    candidates = own or Candidates.of_lexicon(pipe.lexicon)
     found = look(pipe.clip, pipe.clip.encode_image(seen.to(pipe.device)), candidates, top)
     if as_json:
-        typer.echo(json.dumps([{"image": i, **vars(each)} for i, each in zip(images, found, strict=True)]))
+        described = [{"image": image, **vars(each)} for image, each in zip(images, found, strict=True)]
+        typer.echo(json.dumps({"images": described}))
         return
     for image, each in zip(images, found, strict=True):
         typer.echo(image)
@@ -371,7 +354,7 @@ def describe(
         typer.echo("  words  " + ", ".join(f"{word} {score:.2f}" for word, score in each.words))
 
 
-def check_pictures(images: list[str], latents: bool = True) -> None:
+def check_pictures(images: list[str], latents: bool = False) -> None:
     """Read them all once, before anything slow: one that is missing or damaged costs no work on the others."""
     from unclip.pipelines.reading import read_picture
 

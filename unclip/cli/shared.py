@@ -17,6 +17,7 @@ from unclip.cli.options import (
     GuidanceScale,
     Model,
     Number,
+    PlainWords,
     Progress,
     Whole,
     load_pipeline,
@@ -81,10 +82,13 @@ class Decoding:
         Number, typer.Option(help="0 to 1, noise on the image embedding: more variety.")
     ] = None
     fit: FitOption = "pad"
+    plain_words: PlainWords = None
 
-    def settings(self) -> dict[str, Any]:
-        """Options of a pipeline's call, those alone that are given."""
+    def options(self) -> dict[str, Any]:
+        """Of a pipeline's call, those alone that are given, and `fit`."""
         given = {
+            "fit": self.fit,
+            "plain_words": self.plain_words,
             "decoder_num_inference_steps": self.steps,
             "decoder_guidance_scale": self.guidance_scale,
             "noise_level": self.noise_level,

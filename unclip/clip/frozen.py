@@ -185,7 +185,8 @@ class FrozenCLIP(ModelMixin, ConfigMixin):
 
     def preprocess(self, pixels: Tensor) -> Tensor:
         """Resize, crop and normalise pixels [B,3,H,W] in [-1,1] -> [B,3,image_size,image_size] as the tower expects."""
-        pixels = resize_and_crop(pixels.to(self.device, self.dtype), self.image_size)
+        # In float32: CPUs have no antialiasing in half precision.
+        pixels = resize_and_crop(pixels.to(self.device, torch.float32), self.image_size).to(self.dtype)
         mean, std = (
             pixels.new_tensor(v)[:, None, None] for v in (self.config.image_mean, self.config.image_std)
         )

@@ -8,7 +8,7 @@ from unclip.diffusion.inversion import InverseScheduler, invert
 from unclip.diffusion.likelihood import BitsPerDim, bits_per_dim, prior_kl, vlb_term, vlb_terms
 from unclip.diffusion.loss import HybridLoss, MinSNRLoss, SharpLoss, SimpleLoss
 from unclip.diffusion.prediction import PREDICTION_TYPES, add_noise, from_x0, target, to_x0
-from unclip.diffusion.sample import denoise, initial_noise, noise_level, noise_to_step, prepared
+from unclip.diffusion.sample import denoise, first_step, initial_noise, noise_level, noise_to_step, prepared
 from unclip.diffusion.schedule import DiscreteSchedule, FlowSchedule, Schedule, make_schedule
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "bits_per_dim",
     "classifier_free",
     "denoise",
+    "first_step",
     "from_x0",
     "gaussian_kl",
     "initial_noise",

@@ -47,6 +47,11 @@ def inpaint(
     if num_resamplings < 1:
         raise UserError(f"num_resamplings must be at least 1, got {num_resamplings}")
     plan = prepared(scheduler, num_inference_steps, x_T.device)
+    if getattr(plan, "order", 1) > 1:
+        raise UserError(
+            f"{type(plan).__name__} takes each step in halves, so none can be taken again: choose DDIMScheduler, "
+            "DDPMScheduler or another of first order"
+        )
     count = len(plan.timesteps)
     unit = getattr(plan, "init_noise_sigma", 1.0)
     levels = [tuple(level.to(x_T) for level in noise_level(plan, i)) for i in range(count)]

@@ -93,6 +93,7 @@ def denoise(
     scheduler = prepared(scheduler, num_inference_steps, x_T.device)
     timesteps = scheduler.timesteps
     steps = _step_range(start, end, len(timesteps))
+    _check_start(scheduler, start)
     _check_generators(generator, len(x_T))
     _check_variance(denoiser, scheduler)
     step_options = _accepted(scheduler.step, generator=generator, eta=eta, return_dict=False)
@@ -161,6 +162,16 @@ def noise_level(scheduler: Any, index: int) -> tuple[Tensor, Tensor]:
     return 1 / norm, sigma / norm
 
 
+def first_step(scheduler: Any, num_inference_steps: int, strength: float) -> int:
+    """The timestep that image to image begins with: `strength` of them are left (SDEdit, 2108.01073).
+
+    Of second-order schedulers each step has two timesteps; it begins with the first of them.
+    """
+    count = len(prepared(scheduler, num_inference_steps).timesteps)
+    start = min(count - 1, round(count * (1 - strength)))
+    return start - start % getattr(scheduler, "order", 1)
+
+
 def noise_to_step(scheduler: Any, x0: Tensor, noise: Tensor, num_inference_steps: int, start: int) -> Tensor:
     """x0 [B, ...] noised to the level at which `denoise(..., start=start)` takes over: image to image."""
     scheduler = prepared(scheduler, num_inference_steps, x0.device)
@@ -221,6 +232,20 @@ def _step_range(start: int, end: int | None, count: int) -> range:
     if not 0 <= start <= end <= count:
         raise UserError(f"steps {start} to {end} are not among the {count} of the scheduler, 0 to {count}")
     return range(start, end)
+
+
+def _check_start(scheduler: Any, start: int) -> None:
+    """A scheduler that carries something from step to step cannot begin where it would have to carry it."""
+    if start % getattr(scheduler, "order", 1):
+        raise UserError(
+            f"step {start} of {type(scheduler).__name__} is the second half of one: begin at a multiple of "
+            f"{scheduler.order}"
+        )
+    if start and isinstance(scheduler, diffusers.PNDMScheduler) and not scheduler.config.skip_prk_steps:
+        raise UserError(
+            "PNDMScheduler with Runge-Kutta steps must begin with them: set skip_prk_steps=True, or choose another "
+            "scheduler, such as DDIMScheduler"
+        )
 
 
 def _check_generators(generator: Generators, batch: int) -> None:

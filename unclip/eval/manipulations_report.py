@@ -73,7 +73,7 @@ def best_sentence(report: Mapping[str, Any]) -> str:
             f"{name} via {best['via']}, {best['noise']} x_T, θ = {best['theta']:g}: {percent(there)}, {than} the "
             f"{percent(still)} of θ = 0{real}"
         )
-    return f"Most often reached and kept: {'. '.join(said)}."
+    return f"Most often reached and kept, chosen among the rows on these same pictures: {'. '.join(said)}."
 
 
 def _kind(name: str, figures: Mapping[str, Any]) -> Table:

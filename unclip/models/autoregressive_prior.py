@@ -10,7 +10,7 @@ d = W / H, K components, V buckets.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -132,7 +132,6 @@ class AutoregressivePrior(CaptionPrior, CodedEmbeddings, ModelMixin, ConfigMixin
         *,
         temperature: float = 1.0,
         top_p: float = TOP_P,
-        on_step: Callable[[int, int], None] | None = None,
     ) -> Tensor:
         """Draw image embeddings for captions, [B, D] of unit norm, float32.
 
@@ -145,7 +144,6 @@ class AutoregressivePrior(CaptionPrior, CodedEmbeddings, ModelMixin, ConfigMixin
             temperature: logits are divided by it; 0 takes the likeliest code each time.
             top_p: of each code the likeliest buckets that together reach this probability are kept; 1 draws from the
                 distribution as it is, whose many small components are noise to a caption.
-            on_step: called with the number of codes drawn so far and K.
 
         Raises: UserError for a temperature below 0, a top_p outside (0, 1], or rows that do not fit the captions.
         """
@@ -165,8 +163,6 @@ class AutoregressivePrior(CaptionPrior, CodedEmbeddings, ModelMixin, ConfigMixin
             logits = stream.advance(token)
             codes.append(draw(logits, chances[:, k + 1], temperature, top_p))
             token = self.code_in(codes[-1])
-            if on_step is not None:
-                on_step(k + 1, K)
         return self.decode(torch.stack(codes, dim=1))
 
 
