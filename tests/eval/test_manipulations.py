@@ -219,8 +219,8 @@ def test_the_best_way_of_each_kind() -> None:
         "colour": {"rows": rows[:2], "best": best_of(rows[:2])},
     }
     assert best_sentence({"kinds": kinds}) == (
-        "Most often reached and kept, chosen among the rows on these same pictures: style via text, fresh x_T, θ = 0.3: "
-        "60 % (55–65), more than the 20 % (15–25) of "
+        "Most often reached and kept, chosen among the rows on these same pictures: style via text, fresh x_T, "
+        "θ = 0.3: 60 % (55–65), more than the 20 % (15–25) of "
         "θ = 0; real pictures 70 % (65–75). colour via prior, fresh x_T, θ = 0.3: 50 % (45–55), less than the 90 % "
         "(85–95) of θ = 0."
     )
