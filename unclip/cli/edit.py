@@ -24,7 +24,7 @@ from unclip.cli.options import (
     read_numbers,
     tell_understood,
 )
-from unclip.cli.shared import Decoding, Machine, with_groups
+from unclip.cli.shared import Change, Decoding, Machine, with_groups
 from unclip.errors import UserError
 
 LATENT = ".safetensors"  # how the names of files of `unclip invert` end
@@ -134,69 +134,29 @@ def blend(
 @with_groups
 def diff(
     images: Images,
-    target: Annotated[list[str], typer.Option("--to", help="What it is to become; as many as --from.")],
-    source: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--from",
-            help="What the picture shows, or a dummy: its manner changes by the difference of the texts; repeat for "
-            "several. Without it the picture becomes something else: the prior redraws its embedding.",
-        ),
-    ] = None,
-    theta: Annotated[
-        Number,
-        typer.Option(help="0 to 0.5, how far the last frame goes; by default 0.3, without --from 0.5."),
-    ] = None,
-    frames: Annotated[int, typer.Option(min=1, help="Pictures from 0 to theta; 1: the last alone.")] = 7,
-    via: Annotated[
-        Text,
-        typer.Option(
-            help="Take the difference of what the prior makes of the texts (prior, the default) or theirs (text)."
-        ),
-    ] = None,
-    strength: Annotated[
-        Number,
-        typer.Option(help="Without --from: 0 to 1, how little of the embedding stays; by default 0.7."),
-    ] = None,
-    noise: Annotated[
-        Text,
-        typer.Option(
-            help="x_T: inverted (the picture's own), slerp (from there to a drawn one, the default without --from), or "
-            "fresh."
-        ),
-    ] = None,
     gif: GifOption = False,
     prior: Prior = None,
     *,
+    change: Change,
     wanted: Wanted,
     decoding: Decoding,
     machine: Machine,
 ) -> None:
     """Change pictures: --from "an apple, flat" --to "an apple, 3D" their manner, --to "a crying face" what they are."""
     from unclip.pipelines.stages import generators
-    from unclip.pipelines.text_diff import Way
 
     check_pictures(images)
-    way = Way.check(source or None, target, via, noise, theta, frames, strength)  # type: ignore[arg-type]
-    options = {
-        "source_prompt": source or None,
-        "target_prompt": target,
-        "theta": way.thetas,
-        "via": way.via,
-        "strength": strength,
-        "noise": way.noise,
-        "prior": prior,
-        **decoding.options(),
-    }
+    way = change.way()
+    options = {**change.options(way), "prior": prior, **decoding.options()}
     delivery = wanted.delivery(operation="diff", **options, model=model_name(machine.model))
     pipe = machine.pipeline("UnCLIPTextDiffPipeline")
     tell_understood(pipe, [*way.sources, *way.targets], decoding.plain_words)
-    seed = wanted.first_seed()
+    seed, frames = wanted.first_seed(), len(way.thetas)
     for image in images:
         made = pipe(image, size=wanted.size, generator=generators([seed])[0], **options)
         delivery.add(
             made.images,
-            f"{Path(image).stem} diff {target[0]}",
+            f"{Path(image).stem} diff {way.targets[0]}",
             [seed] * frames,
             source_facts(image),
             numbers=range(frames) if frames > 1 else None,

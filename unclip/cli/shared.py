@@ -19,6 +19,7 @@ from unclip.cli.options import (
     Number,
     PlainWords,
     Progress,
+    Text,
     Whole,
     load_pipeline,
 )
@@ -94,6 +95,68 @@ class Decoding:
             "noise_level": self.noise_level,
         }
         return {name: value for name, value in given.items() if value is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """What a text diff is to change, and how far."""
+
+    target: Annotated[list[str], typer.Option("--to", help="What it is to become; as many as --from.")]
+    source: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--from",
+            help="What the picture shows, or a dummy: its manner changes by the difference of the texts; repeat for "
+            "several. Without it the picture becomes something else: the prior redraws its embedding.",
+        ),
+    ] = None
+    theta: Annotated[
+        Number,
+        typer.Option(help="0 to 0.5, how far the last frame goes; by default 0.3, without --from 0.5."),
+    ] = None
+    frames: Annotated[int, typer.Option(min=1, help="Pictures from 0 to theta; 1: the last alone.")] = 7
+    via: Annotated[
+        Text,
+        typer.Option(
+            help="Take the difference of what the prior makes of the texts (prior, the default) or theirs (text)."
+        ),
+    ] = None
+    strength: Annotated[
+        Number,
+        typer.Option(help="Without --from: 0 to 1, how little of the embedding stays; by default 0.7."),
+    ] = None
+    noise: Annotated[
+        Text,
+        typer.Option(
+            help="x_T: inverted (the picture's own), slerp (from there to a drawn one, the default without --from), or "
+            "fresh."
+        ),
+    ] = None
+
+    def way(self) -> Any:
+        """As the pipeline sees it, checked."""
+        from unclip.pipelines.text_diff import Way
+
+        return Way.check(
+            self.source or None,
+            self.target,
+            self.via,  # type: ignore[arg-type]
+            self.noise,  # type: ignore[arg-type]
+            self.theta,
+            self.frames,
+            self.strength,
+        )
+
+    def options(self, way: Any) -> dict[str, Any]:
+        """Of the pipeline's call."""
+        return {
+            "source_prompt": self.source or None,
+            "target_prompt": self.target,
+            "theta": way.thetas,
+            "via": way.via,
+            "strength": self.strength,
+            "noise": way.noise,
+        }
 
 
 def with_groups(command: Callable[..., None]) -> Callable[..., None]:

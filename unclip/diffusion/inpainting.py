@@ -44,14 +44,8 @@ def inpaint(
     Raises:
         UserError: as `denoise`; fewer than one resampling.
     """
-    if num_resamplings < 1:
-        raise UserError(f"num_resamplings must be at least 1, got {num_resamplings}")
     plan = prepared(scheduler, num_inference_steps, x_T.device)
-    if getattr(plan, "order", 1) > 1:
-        raise UserError(
-            f"{type(plan).__name__} takes each step in halves, so none can be taken again: choose DDIMScheduler, "
-            "DDPMScheduler or another of first order"
-        )
+    _check(plan, num_resamplings)
     count = len(plan.timesteps)
     unit = getattr(plan, "init_noise_sigma", 1.0)
     levels = [tuple(level.to(x_T) for level in noise_level(plan, i)) for i in range(count)]
@@ -81,6 +75,16 @@ def inpaint(
             if again:
                 x = renoise(x, noise(), levels[i + 1], levels[i]) / (unit if i == 0 else 1)
     return torch.where(hole, x, known)
+
+
+def _check(scheduler: Any, num_resamplings: int) -> None:
+    if num_resamplings < 1:
+        raise UserError(f"num_resamplings must be at least 1, got {num_resamplings}")
+    if getattr(scheduler, "order", 1) > 1:
+        raise UserError(
+            f"{type(scheduler).__name__} takes each step in halves, so none can be taken again: choose DDIMScheduler, "
+            "DDPMScheduler or another of first order"
+        )
 
 
 def renoise(x_s: Tensor, noise: Tensor, less: tuple[Tensor, ...], more: tuple[Tensor, ...]) -> Tensor:
