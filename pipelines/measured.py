@@ -119,10 +119,11 @@ class Variants:
         self, pipe: UnCLIPTextToImagePipeline, size: int, decoders: Mapping[str, str | Path] | None = None
     ) -> None:
         self.pipe, self.size, self.pipes = pipe, size, {}
+        own_config: Any = pipe.decoder.config
         for name, path in (decoders or {}).items():
-            decoder = load_network(Decoder, path)
+            decoder: Any = load_network(Decoder, path)
             for key in ("embed_dim", "token_dim", "sample_size"):
-                if (own := decoder.config[key]) != (wanted := pipe.decoder.config[key]):
+                if (own := decoder.config[key]) != (wanted := own_config[key]):
                     raise UserError(
                         f"the decoder in {path} has {key} {own}, the model's own {wanted}: train it with the "
                         "model's CLIP"

@@ -16,9 +16,9 @@ def slerp(a: Tensor, b: Tensor, share: float | Tensor) -> Tensor:
     Args: a, b: [..., D]. share: a number, or [...] for one of each row; all are broadcast.
     Returns: [..., D].
     """
-    share = torch.as_tensor(share, dtype=a.dtype, device=a.device)[..., None]
-    a, b, share = torch.broadcast_tensors(a, b, share)
-    weights = torch.stack([1 - share[..., 0], share[..., 0]], dim=-1)
+    shares = torch.as_tensor(share, dtype=a.dtype, device=a.device)[..., None]
+    a, b, shares = torch.broadcast_tensors(a, b, shares)
+    weights = torch.stack([1 - shares[..., 0], shares[..., 0]], dim=-1)
     return spherical_mean(torch.stack([a, b], dim=-2), weights)
 
 

@@ -60,7 +60,7 @@ class UnCLIPUpscalePipeline(Manipulation):
                 x = self.upsample(self.sizes[side], side, x, [seed], call)
             enlarged.append(x)
         self.maybe_free_model_hooks()
-        made = (
+        made: Any = (
             [to_output(each, "pil")[0] for each in enlarged]
             if call.output_type == "pil"
             else to_output(torch.cat(enlarged), call.output_type)

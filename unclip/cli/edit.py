@@ -301,7 +301,7 @@ def describe(
     pipe = load_pipeline(model, device, "float32", False)
     if own is None and pipe.lexicon is None:
         raise UserError("this model has no lexicon to take captions from: give --captions FILE")
-    candidates = own or Candidates.of_lexicon(pipe.lexicon)
+    candidates = own or Candidates.of_lexicon(pipe.lexicon)  # type: ignore[arg-type]
     found = look(pipe.clip, pipe.clip.encode_image(seen.to(pipe.device)), candidates, top)
     if as_json:
         described = [{"image": image, **vars(each)} for image, each in zip(images, found, strict=True)]
