@@ -24,7 +24,7 @@ unclip diff $out/smiling-face-3d-seed0.png --to "crying face" --frames 7 $go
 unclip diff $apple --from "a red apple" --to "a green apple" --from "an apple, 3D" --to "an apple, flat" --frames 7 $go
 for picture in $pictures; do
     unclip edit $picture "a yellow star, flat" --outpaint 0.3 --image-weight 0.8 $go
-    unclip edit $picture "a green apple, flat" --strength 0.6 $go
+    unclip edit $picture "a green apple, flat" --strength 0.4 $go
 done
 unclip edit $in/alpha.png "a red balloon, flat" --mask $in/alpha-mask.png $go
 unclip edit $in/alpha.png "a red balloon, flat" $go

@@ -62,17 +62,22 @@ class Way:
         redraw = check_choice(via, "via", VIAS) == "redraw"
         if redraw != (source_prompt is None):
             raise UserError(
-                "via 'redraw' begins with the picture itself: leave source_prompt out"
+                "via 'redraw' begins with the picture itself: leave the source caption out"
                 if redraw
-                else f"via {via!r} takes the difference of two captions: give source_prompt, or leave via out, too"
+                else f"via {via!r} takes the difference of two captions: give a source caption, or leave via out, too"
             )
         if strength is not None and not redraw:
-            raise UserError(f"strength is of via 'redraw', got {strength!r} with via {via!r}: leave it out")
+            raise UserError(
+                f"strength is of redrawing, which takes no source caption: leave strength {strength!r} out, or the "
+                "source"
+            )
         sources, targets = check_diffs(
             target_prompt if source_prompt is None else source_prompt, target_prompt
         )
         if redraw and len(targets) != 1:
-            raise UserError(f"via 'redraw' takes one target_prompt, got {len(targets)}")
+            raise UserError(
+                f"without a source caption there is one target caption, got {len(targets)}: give as many sources"
+            )
         share = STRENGTH if strength is None else check_share(strength, "strength")
         if share == 0:
             raise UserError("strength 0 leaves the picture as it is: give more than 0, up to 1 for all of it")
@@ -144,8 +149,8 @@ class UnCLIPTextDiffPipeline(Manipulation):
         call = self.check(options, **({"decoder_num_inference_steps": INVERSION_STEPS} if inverted else {}))
         if way.via == "redraw" and not isinstance(call.prior, DiffusionPrior):
             raise UserError(
-                f"via 'redraw' takes a diffusion prior, got {type(call.prior).__name__}: choose another prior, or give "
-                "source_prompt for a difference"
+                "without a source caption the picture is redrawn, which takes the diffusion prior: leave the other "
+                "prior out, or give a source caption"
             )
         given = read(image, fit)
         seeds = seeds_of(call, len(given), 1)

@@ -168,9 +168,12 @@ def bad(pictures: dict[str, Path], tmp_path: Path) -> dict[str, tuple[list[objec
         "no numbers": (["blend", image, opaque, "--weights", "a,b"], "--weights takes numbers"),
         "one input": (["blend", image], "two inputs or more"),
         "theta": ([*diff, "--theta", 0.6], "theta must lie between 0 and 0.5"),
-        "several targets": (["diff", image, "--to", "red apple", "--to", "house"], "takes one target_prompt"),
-        "strength of a difference": ([*diff, "--strength", 0.5], "strength is of via 'redraw'"),
-        "difference of one": (["diff", image, "--to", "house", "--via", "text"], "give source_prompt"),
+        "several targets": (
+            ["diff", image, "--to", "red apple", "--to", "house"],
+            "there is one target caption, got 2",
+        ),
+        "strength of a difference": ([*diff, "--strength", 0.5], "strength is of redrawing"),
+        "difference of one": (["diff", image, "--to", "house", "--via", "text"], "give a source caption"),
         "same texts": (["diff", image, "--from", "red apple", "--to", "red apple"], "mean the same"),
         "unequal diffs": ([*diff, "--to", "blue house"], "1 source and 2 target"),
         "eta": (["vary", image, "--eta", 2], "eta must lie between 0 and 1"),
@@ -203,6 +206,13 @@ def test_bad_input_is_one_line(pictures, common, tmp_path: Path, capsys) -> None
         assert len(said.err.splitlines()) == 1, (name, said.err)
         assert expected in said.err, (name, said.err)
     assert not list((tmp_path / "out").glob("*"))
+
+
+def test_a_latent_takes_no_pictures_place(pictures, tmp_path: Path, capsys) -> None:
+    before = pictures["alpha.png"].read_bytes()
+    assert call("invert", pictures["alpha.png"], "-o", pictures["alpha.png"]) == 2
+    assert "must be a file that ends with .safetensors" in capsys.readouterr().err
+    assert pictures["alpha.png"].read_bytes() == before
 
 
 def test_a_latent_is_no_picture_to_invert(tmp_path: Path, capsys) -> None:

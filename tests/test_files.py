@@ -87,3 +87,9 @@ def test_a_folder_is_tried_before_slow_work(tmp_path: Path) -> None:
     for path in (tmp_path / "file", tmp_path / "file" / "folder"):
         with pytest.raises(NotADirectoryError):
             check_writable(path)
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="no folder that says it can be written and cannot")
+def test_a_folder_that_only_says_it_can_be_written() -> None:
+    with pytest.raises(PermissionError):
+        check_writable("/proc/nowhere")

@@ -76,7 +76,7 @@ def atomic_dir(path: str | Path) -> Iterator[Path]:
 
 
 def check_writable(folder: str | Path) -> None:
-    """See that files can be written to `folder`, there or yet to be made, before slow work; nothing is written.
+    """See that files can be written to `folder`, there or yet to be made, before slow work; nothing is left.
 
     Raises:
         NotADirectoryError, PermissionError: the path leads through a file, or is not the user's.
@@ -85,8 +85,10 @@ def check_writable(folder: str | Path) -> None:
     there = next(each for each in (path, *path.parents) if each.exists())
     if not there.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(there))
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(there))
+    try:  # making a folder tells most: some, such as /proc, say that they can be written and cannot
+        Path(tempfile.mkdtemp(prefix=".unclip-", dir=there)).rmdir()
+    except OSError as error:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(there)) from error
 
 
 @contextmanager

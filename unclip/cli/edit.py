@@ -47,7 +47,9 @@ def vary(
     num_images: Annotated[int, typer.Option("--num-images", "-n", min=1, help="For each picture.")] = 4,
     eta: Annotated[float, typer.Option(help="0 to 1: 0 is the picture again, 1 leaves least of x_T.")] = 0.7,
     noise: NoiseOption = "inverted",
-    prompt: Annotated[Text, typer.Option(help="A caption for the decoder besides the picture.")] = None,
+    prompt: Annotated[
+        Text, typer.Option(help="A caption for the decoder, which heeds the picture more.")
+    ] = None,
     grid: GridOption = False,
     *,
     wanted: Wanted,
@@ -80,6 +82,7 @@ def vary(
             seeds,
             source_facts(image),
             numbers=None if count == 1 else [k for k in range(count) for _ in range(num_images)],
+            captions=[f"seed {seed}" for seed in seeds],
             sheet=grid,
             columns=num_images,
         )
@@ -230,7 +233,7 @@ def edit(
 
 @with_groups
 def upscale(images: Images, *, wanted: Wanted, machine: Machine) -> None:
-    """Enlarge pictures of any shape to --size 256 or 1024 pixels (of the longer side; by default the largest)."""
+    """Give pictures of any shape a longer side of --size 256 or 1024 pixels (by default the largest)."""
     from unclip.pipelines.stages import generators
 
     check_pictures(images)
@@ -262,6 +265,8 @@ def invert(
     """Write the bipartite latent (z_i, x_T) of pictures, which `vary` and `generate --image-embeds` take."""
     from unclip.files import check_writable
 
+    if output.suffix != LATENT:
+        raise UserError(f"--output must be a file that ends with {LATENT}, got {output}")
     check_pictures(images)
     check_writable(output.absolute().parent)
     found = machine.pipeline("UnCLIPVariationPipeline").latents(

@@ -101,13 +101,15 @@ class Decoding:
 class Change:
     """What a text diff is to change, and how far."""
 
-    target: Annotated[list[str], typer.Option("--to", help="What it is to become; as many as --from.")]
+    target: Annotated[
+        list[str], typer.Option("--to", help="What it is to become; as many as --from, without it one.")
+    ]
     source: Annotated[
         list[str] | None,
         typer.Option(
             "--from",
-            help="What the picture shows, or a dummy: its manner changes by the difference of the texts; repeat for "
-            "several. Without it the picture becomes something else: the prior redraws its embedding.",
+            help='What the picture shows, or "": it changes by what --to has and this has not; repeat for several. '
+            "Without it the picture is redrawn as --to says.",
         ),
     ] = None
     theta: Annotated[
@@ -128,8 +130,8 @@ class Change:
     noise: Annotated[
         Text,
         typer.Option(
-            help="x_T: inverted (the picture's own), slerp (from there to a drawn one, the default without --from), or "
-            "fresh."
+            help="x_T: inverted (the picture's own), slerp (from there to a drawn one) or fresh; by default inverted, "
+            "without --from slerp."
         ),
     ] = None
 
@@ -154,7 +156,7 @@ class Change:
             "target_prompt": self.target,
             "theta": way.thetas,
             "via": way.via,
-            "strength": self.strength,
+            "strength": way.strength if way.via == "redraw" else None,
             "noise": way.noise,
         }
 
