@@ -10,6 +10,7 @@ from unclip.diffusion.loss import HybridLoss, MinSNRLoss, SharpLoss, SimpleLoss
 from unclip.diffusion.prediction import PREDICTION_TYPES, add_noise, from_x0, target, to_x0
 from unclip.diffusion.sample import denoise, first_step, initial_noise, noise_level, noise_to_step, prepared
 from unclip.diffusion.schedule import DiscreteSchedule, FlowSchedule, Schedule, make_schedule
+from unclip.diffusion.unclip_scheduler import UnCLIPScheduler
 
 __all__ = [
     "PREDICTION_TYPES",
@@ -26,6 +27,7 @@ __all__ = [
     "Schedule",
     "SharpLoss",
     "SimpleLoss",
+    "UnCLIPScheduler",
     "add_noise",
     "bits_per_dim",
     "classifier_free",
