@@ -43,7 +43,7 @@ class UnCLIPScheduler(DDPMScheduler, SchedulerMixin):
             beta_schedule=beta_schedule,
         )
 
-    def set_timesteps(self, num_inference_steps: int, device: Any = None) -> None:  # type: ignore[override]
+    def set_timesteps(self, num_inference_steps: int, device: Any = None) -> None:
         """n timesteps from T - 1 to 0; a single one is T - 1."""
         last = self.config.num_train_timesteps - 1
         places = torch.linspace(last, 0, num_inference_steps, dtype=torch.float64).round()
