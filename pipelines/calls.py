@@ -102,13 +102,13 @@ def check_call(pipe: Any, options: CallOptions, defaults: dict[str, Any]) -> Cal
     )
 
 
-def warn_of_idle_negative(settings: Settings, with_prior: bool = True) -> None:
-    """Of a negative prompt that moves nothing, since no stage that reads it is guided."""
+def warn_of_idle_negative(settings: Settings, with_prior: bool = True, stacklevel: int = 4) -> None:
+    """Of a negative prompt that moves nothing, since no stage that reads it is guided; `stacklevel` is the caller's."""
     scales = [settings.decoder_guidance_scale, *([settings.prior_guidance_scale] if with_prior else [])]
     if all(scale == 1 for scale in scales):
         warnings.warn(
             "negative_prompt has no effect without guidance: raise decoder_guidance_scale above 1",
-            stacklevel=4,
+            stacklevel=stacklevel,
         )
 
 

@@ -46,7 +46,7 @@ class _Edit(Manipulation):
         prompts = prompts_of(prompt, len(given))
         negatives = None if negative_prompt is None else negative_list(negative_prompt, len(given))
         if negatives is not None:
-            warn_of_idle_negative(call.settings)
+            warn_of_idle_negative(call.settings, stacklevel=5)
         text = self.encode(prompts, call)
         negative = None if negatives is None else self.encode(negatives, call)
         z = self.embeds_of(text, negative, seeds, call)

@@ -30,7 +30,8 @@ def model_info(model: str | Path | None) -> dict[str, Any]:
     if not folder.is_dir():
         raise UserError(f"no model folder at {folder}: download the repository first, then name its folder")
     parts = {name: _component(folder / name, kind) for name, kind in components(folder).items()}
-    for path in sorted((folder / PRIORS_FOLDER).glob("*/")):  # priors that calls may ask for by name
+    # Priors that calls may ask for by name; whatever else lies there is none.
+    for path in sorted(filter(Path.is_dir, (folder / PRIORS_FOLDER).glob("*"))):
         kind = check_network_folder(path, *(each.__name__ for each in PRIORS))
         parts[f"{PRIORS_FOLDER}/{path.name}"] = _component(path, kind)
     side = parts["decoder"]["config"]["sample_size"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +23,6 @@ from .stages import ImageSeed, decoder_noise
 
 MOST = 0.5  # of theta: half-way from the picture to the difference
 SAME = 1e-4  # difference of two embeddings below which the captions say the same
-VIAS, NOISES = ("prior", "text", "redraw"), ("inverted", "slerp", "fresh")
 STRENGTH = 0.7  # of redrawing; docs/experiments.md has others
 
 Via = Literal["prior", "text", "redraw"]
@@ -59,7 +58,7 @@ class Way:
         """
         if via is None:
             via = "redraw" if source_prompt is None else "prior"
-        redraw = check_choice(via, "via", VIAS) == "redraw"
+        redraw = check_choice(via, "via", get_args(Via)) == "redraw"
         if redraw != (source_prompt is None):
             raise UserError(
                 "via 'redraw' begins with the picture itself: leave the source caption out"
@@ -89,7 +88,7 @@ class Way:
             [] if redraw else sources,
             targets,
             via,
-            cast(DiffNoise, check_choice(noise, "noise", NOISES)),
+            cast(DiffNoise, check_choice(noise, "noise", get_args(DiffNoise))),
             check_thetas(theta, num_frames),
             share,
         )

@@ -302,3 +302,10 @@ def test_wrong_arguments(
     with pytest.raises(UserError, match=message) as error:
         pipe(**{**given, **arguments})
     assert "\n" not in str(error.value)
+
+
+def test_an_idle_negative_prompt_is_told_where_the_call_stands(img2img: Any, pictures: list[Tensor]) -> None:
+    unguided = {"prior_guidance_scale": 1.0, "decoder_guidance_scale": 1.0, "size": 16}
+    with pytest.warns(UserWarning, match="negative_prompt has no effect without guidance") as told:
+        img2img("a red apple", pictures[0], negative_prompt="a house", **unguided)
+    assert told[0].filename == __file__

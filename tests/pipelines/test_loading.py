@@ -120,7 +120,10 @@ def test_a_component_is_no_pipeline(tiny_model: Path) -> None:
 
 def test_info_of_a_damaged_prior(tiny_model: Path, tmp_path: Path) -> None:
     model = shutil.copytree(tiny_model, tmp_path / "model")
-    (model / "priors" / "ar").mkdir(parents=True)
+    (model / "priors").mkdir()
+    (model / "priors" / "notes.txt").touch()
+    assert not any("notes" in name for name in model_info(model)["components"])
+    (model / "priors" / "ar").mkdir()
     with pytest.raises(UserError, match=r"priors/ar/config.json is missing"):
         model_info(model)
     (model / "priors" / "ar" / "config.json").write_text("{")

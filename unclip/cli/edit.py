@@ -207,9 +207,9 @@ def edit(
         )
     if strength is not None and resamplings is not None:
         raise UserError("--resamplings is of filling a hole: leave it out with --strength")
-    check_pictures([image])
+    picture = read_picture(image)
     if mask is not None:
-        read_mask(mask, like=read_picture(image).size)
+        read_mask(mask, like=picture.size)
     own: dict[str, Any] = {"strength": strength}
     if strength is None:
         own = {"outpaint": outpaint} | ({} if resamplings is None else {"num_resamplings": resamplings})
