@@ -54,12 +54,12 @@ def holes(
         alpha = torch.stack([square(each, size, given.fit).alpha for each in pictures])
         return (alpha < 1 - TOUCHED).float()
 
-    if outpaint and not bool(hole_at(size).flatten(1).any(dim=1).all()):
-        raise UserError(f"outpaint {outpaint:g} adds less than a pixel at {size} px: give more")
     if not bool(hole_at(size).flatten(1).any(dim=1).all()):
         raise UserError(
-            "there is nothing to fill: give a mask, a picture with transparent parts, or outpaint above 0; to change "
-            "all of it, give strength (UnCLIPImg2ImgPipeline)"
+            f"outpaint {outpaint:g} adds less than a pixel at {size} px: give more"
+            if outpaint
+            else "there is nothing to fill: give a mask, a picture with transparent parts, or outpaint above 0; to "
+            "change all of it, give strength (UnCLIPImg2ImgPipeline)"
         )
     return replace(given, pictures=pictures), hole_at
 

@@ -353,9 +353,9 @@ def _fitted(values: Tensor, size: int, fit: Fit, mode: str, fill: float) -> Tens
         values = values[..., top : top + side, left : left + side]
     longer = max(height, width)
     inner = [max(1, round(size * side / longer)) if fit == "pad" else size for side in (height, width)]
-    shrunk = resized(values, inner[0], inner[1], mode)
+    fitting = resized(values, inner[0], inner[1], mode)
     top, left = (size - inner[0]) // 2, (size - inner[1]) // 2
-    return F.pad(shrunk, (left, size - inner[1] - left, top, size - inner[0] - top), value=fill)
+    return F.pad(fitting, (left, size - inner[1] - left, top, size - inner[0] - top), value=fill)
 
 
 def resized(values: Tensor, height: int, width: int, mode: str) -> Tensor:
