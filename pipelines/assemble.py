@@ -58,7 +58,7 @@ def assemble(
         UserError: a folder is missing or damaged, the networks do not fit together, or `out` holds other things.
     """
     folder = Path(out)
-    _check_output(folder)
+    check_output(folder)
     if upsampler_1024 is not None and upsampler_256 is None:
         raise UserError("upsampler_1024 enlarges what upsampler_256 makes: give that one too")
     if (word_pieces is None) != (data is None):
@@ -129,7 +129,7 @@ def round_matrices(module: nn.Module, dtype: torch.dtype) -> None:
             tensor.data = tensor.data.to(dtype)
 
 
-def _check_output(folder: Path) -> None:
+def check_output(folder: Path) -> None:
     """Raise UserError where writing would replace anything but a pipeline."""
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / INDEX).is_file()):
         raise UserError(f"{folder} holds something that is no pipeline: choose another output folder")

@@ -1,4 +1,4 @@
-"""What all pipelines of unCLIP share: components, loading, settings, and the stages as methods.
+"""What all pipelines of unCLIP share: settings, and the stages as methods.
 
 A pipeline is what stands between its arguments and these stages:
 
@@ -11,35 +11,31 @@ A pipeline is what stands between its arguments and these stages:
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DDIMScheduler, SchedulerMixin
+from diffusers import DDIMScheduler
 from torch import Tensor
 
-from unclip.clip import FrozenCLIP, TextEncoding
+from unclip.clip import TextEncoding
 from unclip.diffusion import Denoiser, Guided, InverseScheduler, denoise, invert
 from unclip.errors import UserError
-from unclip.models import Decoder, DiffusionPrior, Upsampler
-from unclip.models.autoregressive_prior import TOP_P
-from unclip.models.saved import loading
 
-from .calls import Call, CallOptions, UnCLIPPipelineOutput, check_call
-from .inputs import Settings
-from .loading import find_lexicon, find_priors, locate
+from .calls import Call, CallOptions, UnCLIPPipelineOutput, check_call, seeds_of
+from .components import UnCLIPComponents
+from .inputs import Settings, check_generators
 from .pictures import to_output
-from .plain_words import PlainWords
-from .priors import SeveralPriors, sample_prior
+from .priors import sample_prior
 from .stages import (
     ImageSeed,
     StepCallback,
     decoder_noise,
     groups,
     guided_decoder,
+    repeat,
     rows,
     sample_upsampler,
+    shared_seeds,
     steps_of,
 )
 
@@ -47,125 +43,10 @@ from .stages import (
 Retouch = Callable[[Tensor, int], Tensor]
 
 
-COMPONENTS = (
-    *("clip", "prior", "prior_scheduler", "decoder", "decoder_scheduler"),
-    *("upsampler_256", "upsampler_256_scheduler", "upsampler_1024", "upsampler_1024_scheduler"),
-)
-# What pipelines of the same components share besides them.
-SHARED = ("_lexicon_file", "_lexicon", "_looked", "_priors_folder", "_loaded_priors")
-DEFAULTS = (*(field.name for field in fields(Settings)), "plain_words")
+class UnCLIPStages(UnCLIPComponents):
+    """The stages of unCLIP on its components; subclasses have a `__call__`."""
 
-
-class UnCLIPStages(PlainWords, SeveralPriors):
-    """The components of unCLIP as a diffusers pipeline, and its stages; subclasses have a `__call__`.
-
-    The components are CLIP, and for prior, decoder and each upsampler a network and a scheduler; any scheduler of
-    diffusers may take a place (`pipe.decoder_scheduler = DPMSolverMultistepScheduler.from_config(...)`). The upsamplers
-    may be absent. The constructor's other arguments are the defaults of a call, saved with the model. Every pipeline is
-    made of any other's components by `from_pipe`.
-    """
-
-    _optional_components = [  # noqa: RUF012 - diffusers' name and type
-        "upsampler_256",
-        "upsampler_256_scheduler",
-        "upsampler_1024",
-        "upsampler_1024_scheduler",
-    ]
     _callback_tensor_inputs = ["latents", "x0"]  # noqa: RUF012
-
-    clip: FrozenCLIP
-    prior: DiffusionPrior
-    prior_scheduler: SchedulerMixin
-    decoder: Decoder
-    decoder_scheduler: SchedulerMixin
-    upsampler_256: Upsampler | None
-    upsampler_256_scheduler: SchedulerMixin | None
-    upsampler_1024: Upsampler | None
-    upsampler_1024_scheduler: SchedulerMixin | None
-
-    def __init__(
-        self,
-        clip: FrozenCLIP,
-        prior: DiffusionPrior,
-        prior_scheduler: SchedulerMixin,
-        decoder: Decoder,
-        decoder_scheduler: SchedulerMixin,
-        upsampler_256: Upsampler | None = None,
-        upsampler_256_scheduler: SchedulerMixin | None = None,
-        upsampler_1024: Upsampler | None = None,
-        upsampler_1024_scheduler: SchedulerMixin | None = None,
-        prior_num_inference_steps: int = 25,
-        decoder_num_inference_steps: int = 30,
-        upsampler_num_inference_steps: int = 1,  # what the upsamplers' presets train for
-        prior_guidance_scale: float = 1.0,  # the paper guides the decoder only (appendix C)
-        decoder_guidance_scale: float = 2.0,
-        num_prior_candidates: int = 2,  # as in the paper (§2.2)
-        prior_temperature: float = 1.0,
-        prior_top_p: float = TOP_P,
-        noise_level: float = 0.0,
-        upsampler_noise_level: float = 0.0,
-        plain_words: bool = True,
-    ) -> None:
-        given = locals()
-        super().__init__()
-        self.register_modules(**{name: given[name] for name in COMPONENTS})
-        self.register_to_config(**{name: given[name] for name in DEFAULTS})
-        self._stage: str | None = None
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path | None = None, **kwargs: Any) -> Any:
-        """Load a pipeline folder or hub repository; without a name, the model embedded in this package.
-
-        The arguments are those of `DiffusionPipeline.from_pretrained`. Weights run in float32 unless `dtype` says
-        otherwise, however small they are stored.
-
-        Raises:
-            UserError: a file is missing, cut off or does not fit.
-        """
-        source = locate(pretrained_model_name_or_path)
-        with loading(f"model {source}"):
-            pipe: Any = super().from_pretrained(source, **kwargs)
-        pipe._lexicon_file = find_lexicon(source, **kwargs)
-        pipe._priors_folder = find_priors(source, **kwargs)
-        return pipe
-
-    @classmethod
-    def from_pipe(cls, pipeline: Any, **kwargs: Any) -> Any:
-        """This pipeline of another one's components, which are shared; nothing is loaded again."""
-        own = {name: kwargs.pop(name, getattr(pipeline, name)) for name in COMPONENTS}
-        pipe = cls(**own, **{name: kwargs.pop(name, pipeline.config[name]) for name in DEFAULTS})
-        if kwargs:
-            raise UserError(
-                f"unknown component or default {next(iter(kwargs))!r}: choose from {COMPONENTS + DEFAULTS}"
-            )
-        for name in SHARED:
-            setattr(pipe, name, getattr(pipeline, name))
-        # Where lexicon and priors are looked for if diffusers' own loader was used.
-        if source := pipeline.config.get("_name_or_path"):
-            pipe.register_to_config(_name_or_path=source)
-        pipe.set_progress_bar_config(**getattr(pipeline, "_progress_bar_config", {}))
-        return pipe
-
-    @property
-    def _base_size(self) -> int:
-        config: Any = self.decoder.config
-        return config.sample_size
-
-    @property
-    def sizes(self) -> dict[int, str]:
-        """Side in pixels -> component that makes pictures of it, smallest first."""
-        side = self._base_size
-        sizes = {side: "decoder"}
-        for name in ("upsampler_256", "upsampler_1024"):
-            if (upsampler := getattr(self, name)) is not None:
-                side *= upsampler.config.factor
-                sizes[side] = name
-        return sizes
-
-    @property
-    def stage(self) -> str | None:
-        """The component at work, for callbacks: prior, decoder, upsampler_256, …; None between calls."""
-        return self._stage
 
     @property
     def ddim_scheduler(self) -> DDIMScheduler:
@@ -189,12 +70,33 @@ class UnCLIPStages(PlainWords, SeveralPriors):
         Raises:
             UserError: an unknown option, or one that is out of range.
         """
-        return check_call(self, options, defaults)
+        call = check_call(self, options, defaults)
+        for name, part in (("noise_level", self.decoder), ("upsampler_noise_level", self.upsampler_256)):
+            if getattr(call.settings, name) and not getattr(part, "knows_noise_level", True):
+                raise UserError(f"{name} must be 0: this model's {type(part).__name__} knows no noise level")
+        return call
+
+    def seeds(self, call: Call, inputs: int, each: int) -> list[ImageSeed]:
+        """The seeds of a call's pictures, `each` of every input, as the model wants the generator used.
+
+        Raises:
+            UserError: the generators are not one or one for each picture.
+        """
+        if not self.config.as_in_diffusers:
+            return seeds_of(call, inputs, each)
+        check_generators(call.generator, inputs * each)
+        return shared_seeds(call.generator, inputs * each)
 
     def encode(self, prompts: list[str], call: Call) -> TextEncoding:
         """Captions as the networks take them, in plain words if that is wanted."""
         texts = self.in_plain_words(prompts, call.plain_words)
-        return self.clip.encode_text(texts, things=True)
+        with self.at_work("clip"):
+            return self.clip.encode_text(texts, things=True)
+
+    def encode_nothing(self) -> TextEncoding:
+        """The caption "", one row."""
+        with self.at_work("clip"):
+            return self.clip.encode_text([""])
 
     # ---- stages -----------------------------------------------------------------------------------------------
 
@@ -207,10 +109,20 @@ class UnCLIPStages(PlainWords, SeveralPriors):
         **redraw: Any,
     ) -> Tensor:
         """The prior: image embeddings [B, D] of P captions, B a multiple of P; `redraw` is as of `sample_prior`."""
-        negative = negative or self.clip.encode_text([""])
-        return sample_prior(
-            call.prior, self.prior_scheduler, text, negative, seeds, call.settings, call.watch, **redraw
-        )
+        negative = negative or self.encode_nothing()
+        noise = call.noise("prior_latents", (len(seeds), self.clip.embed_dim))
+        with self.at_work("prior"):
+            return sample_prior(
+                call.prior,
+                self.prior_scheduler,
+                text,
+                negative,
+                seeds,
+                call.settings,
+                call.watch,
+                noise=noise,
+                **redraw,
+            )
 
     def decode(
         self,
@@ -234,16 +146,21 @@ class UnCLIPStages(PlainWords, SeveralPriors):
         """
         steps = call.settings.decoder_num_inference_steps
         scheduler = scheduler or self.decoder_scheduler
+        side = self._base_size
+        text, negative = self.captions(text, negative, len(seeds))
+        if noise is None:
+            noise = call.noise("decoder_latents", (len(seeds), 3, side, side))
 
         def decode(part: slice, on_step: StepCallback | None) -> Tensor:
             denoiser, cond = self.denoiser(
                 embeds, text, negative, seeds, part, call, call.settings.noise_level
             )
-            drawn, generators = decoder_noise(self.decoder, seeds[part])
+            own = None if noise is None else noise[part]
+            x, generators = decoder_noise(self.decoder, seeds[part], own)
             return denoise(
                 denoiser,
                 scheduler,
-                drawn if noise is None else noise[part].to(drawn),
+                x,
                 cond=cond,
                 num_inference_steps=steps,
                 generator=generators,
@@ -254,7 +171,7 @@ class UnCLIPStages(PlainWords, SeveralPriors):
             )
 
         count = steps_of(scheduler, steps) - start
-        return self.in_groups(call, "decoder", count, len(seeds), self._base_size, decode)
+        return self.in_groups(call, "decoder", count, len(seeds), side, decode)
 
     def invert(
         self,
@@ -271,9 +188,10 @@ class UnCLIPStages(PlainWords, SeveralPriors):
         It belongs to z_i as it is: a noise level changes z_i, and so what is made of the x_T that was found.
         """
         steps, scheduler = call.settings.decoder_num_inference_steps, self.ddim_scheduler
+        text, negative = self.captions(text, None, len(seeds))
 
         def find(part: slice, on_step: StepCallback | None) -> Tensor:
-            denoiser, cond = self.denoiser(embeds, text, None, seeds, part, call, noise_level=0.0)
+            denoiser, cond = self.denoiser(embeds, text, negative, seeds, part, call, noise_level=0.0)
             return invert(
                 denoiser,
                 scheduler,
@@ -310,6 +228,9 @@ class UnCLIPStages(PlainWords, SeveralPriors):
     def upsample(self, name: str, side: int, low_res: Tensor, seeds: list[ImageSeed], call: Call) -> Tensor:
         """The upsampler of a name: pictures [B, 3, H, W] to `side` pixels, that of a square of their longer side."""
         steps, scheduler = call.settings.upsampler_num_inference_steps, getattr(self, f"{name}_scheduler")
+        noise = None
+        if name == "upsampler_256":
+            noise = call.noise("upsampler_latents", (len(low_res), 3, side, side))
 
         def enlarge(part: slice, on_step: StepCallback | None) -> Tensor:
             return sample_upsampler(
@@ -319,10 +240,20 @@ class UnCLIPStages(PlainWords, SeveralPriors):
                 seeds[part],
                 num_inference_steps=steps,
                 noise_level=call.settings.upsampler_noise_level,
+                noise=None if noise is None else noise[part],
                 on_step=on_step,
             )
 
         return self.in_groups(call, name, steps_of(scheduler, steps), len(low_res), side, enlarge)
+
+    def captions(
+        self, text: TextEncoding | None, negative: TextEncoding | None, count: int
+    ) -> tuple[TextEncoding | None, TextEncoding | None]:
+        """The captions of both branches for `count` pictures; "" for none if the decoder knows none without."""
+        if not getattr(self.decoder, "needs_captions", False) or (text and negative):
+            return text, negative
+        nothing = repeat(self.encode_nothing(), count)
+        return text or nothing, negative or nothing
 
     def in_groups(
         self,
@@ -335,7 +266,8 @@ class UnCLIPStages(PlainWords, SeveralPriors):
     ) -> Tensor:
         """Have a stage work on `count` pictures of `side` pixels, no more at once than memory is meant for."""
         parts = groups(count, side)
-        with call.watch(stage, steps * len(parts)) as on_step:
+        component = "decoder" if stage == "inversion" else stage
+        with self.at_work(component), call.watch(stage, steps * len(parts)) as on_step:
             return torch.cat([work(part, on_step) for part in parts])
 
     def denoiser(

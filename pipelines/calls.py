@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from typing import Any, TypedDict
+from typing import Any, TypedDict, cast
 
 import numpy as np
 import torch
@@ -16,13 +16,13 @@ from torch import Tensor, nn
 
 from unclip.errors import UserError
 
-from .inputs import OUTPUT_TYPES, Settings, choose_size
-from .stages import StepCallback, Watch
+from .inputs import OUTPUT_TYPES, Settings, check_count, check_generators, choose_size
+from .stages import ImageSeed, StepCallback, Watch, image_seeds
 
 
 @dataclass
 class UnCLIPPipelineOutput(BaseOutput):
-    """Pictures, and the image embeddings [B, D] (unit norm) that they were decoded from; None for captions alone.
+    """Pictures, and the image embeddings [B, D] that they were decoded from; None for captions alone.
 
     `images` is a list of PIL pictures, an array [B, S, S, 3] in [0, 1] ("np"), a tensor [B, 3, S, S] in [0, 1] ("pt"),
     or the tensor [B, 3, S, S] around [-1, 1] as the last stage left it ("latent"). All pictures of the first input
@@ -52,24 +52,47 @@ class CallOptions(TypedDict, total=False):
     height: int | None
     width: int | None
     generator: torch.Generator | Sequence[torch.Generator] | None
+    prior_latents: Tensor | None
+    decoder_latents: Tensor | None
+    upsampler_latents: Tensor | None
     output_type: str
     return_dict: bool
     callback_on_step_end: Callable[..., dict[str, Tensor] | None] | None
     callback_on_step_end_tensor_inputs: Sequence[str]
 
 
+# What diffusers' UnCLIPPipeline and UnCLIPImageVariationPipeline called otherwise.
+FORMER_NAMES = {
+    "super_res_num_inference_steps": "upsampler_num_inference_steps",
+    "super_res_latents": "upsampler_latents",
+}
+LATENTS = ("prior_latents", "decoder_latents", "upsampler_latents")
+
+
 @dataclass(frozen=True)
 class Call:
-    """The options of a call, checked."""
+    """The options of a call, checked; `latents` has the noise that a stage begins with, where it is given."""
 
     settings: Settings
     prior: Any
     size: int
     generator: torch.Generator | Sequence[torch.Generator] | None
     plain_words: bool | None
+    latents: dict[str, Tensor]
     output_type: str
     return_dict: bool
     watch: Watch
+
+    def noise(self, name: str, shape: tuple[int, ...]) -> Tensor | None:
+        """The latents of a name, if they were given.
+
+        Raises:
+            UserError: they have another shape.
+        """
+        noise = self.latents.get(name)
+        if noise is not None and tuple(noise.shape) != shape:
+            raise UserError(f"{name} must be noise of shape {shape}, got {tuple(noise.shape)}")
+        return noise
 
 
 def check_call(pipe: Any, options: CallOptions, defaults: dict[str, Any]) -> Call:
@@ -79,6 +102,7 @@ def check_call(pipe: Any, options: CallOptions, defaults: dict[str, Any]) -> Cal
         UserError: an unknown option, or one that is out of range.
     """
     known = CallOptions.__annotations__
+    options = cast(CallOptions, {FORMER_NAMES.get(name, name): value for name, value in options.items()})
     if unknown := sorted(options.keys() - known.keys()):
         raise UserError(f"unknown argument {unknown[0]!r}: besides its own a call takes {', '.join(known)}")
     given: dict[str, Any] = {**defaults, **{k: v for k, v in options.items() if v is not None}}
@@ -92,6 +116,7 @@ def check_call(pipe: Any, options: CallOptions, defaults: dict[str, Any]) -> Cal
         size=choose_size(list(pipe.sizes), *(given.get(side) for side in ("size", "height", "width"))),
         generator=given.get("generator"),
         plain_words=given.get("plain_words"),
+        latents={name: given[name] for name in LATENTS if name in given},
         output_type=output_type,
         return_dict=given.get("return_dict", True),
         watch=watcher(
@@ -138,3 +163,14 @@ def watcher(pipe: Any, callback: Callable[..., Any] | None, names: Sequence[str]
                 pipe._stage = None
 
     return watch
+
+
+def seeds_of(call: Call, inputs: int, each: int) -> list[ImageSeed]:
+    """The seeds of a call's pictures, `each` of every input.
+
+    Raises:
+        UserError: `each` is no number of pictures, or the generators are not one or one for each picture.
+    """
+    check_count(each, "num_images_per_prompt")
+    check_generators(call.generator, inputs * each)
+    return image_seeds(call.generator, inputs, each)

@@ -18,9 +18,9 @@ from unclip.clip import TextEncoding
 from unclip.diffusion import first_step, inpaint, noise_to_step
 from unclip.errors import UserError
 
-from .calls import Call, CallOptions, warn_of_idle_negative
+from .calls import Call, CallOptions, seeds_of, warn_of_idle_negative
 from .inputs import check_count, check_share, negative_list
-from .manipulation import Given, Manipulation, prompts_of, read, seeds_of
+from .manipulation import Given, Manipulation, prompts_of, read
 from .masks import holes, paste
 from .reading import Fit, Source
 from .sphere import slerp
@@ -180,9 +180,10 @@ class UnCLIPInpaintPipeline(_Edit):
     ) -> Tensor:
         """The decoder's pictures [B, 3, S, S]: `known` where `hole` [B, 1, S, S] is False."""
         steps, scheduler = call.settings.decoder_num_inference_steps, self.decoder_scheduler
+        captions = self.captions(text, negative, len(seeds))
 
         def fill(part: slice, on_step: StepCallback | None) -> Tensor:
-            denoiser, cond = self.denoiser(z, text, negative, seeds, part, call, call.settings.noise_level)
+            denoiser, cond = self.denoiser(z, *captions, seeds, part, call, call.settings.noise_level)
             noise, generators = decoder_noise(self.decoder, seeds[part])
             return inpaint(
                 denoiser,

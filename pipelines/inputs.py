@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from unclip.clip import TextEncoding
+from unclip.clip.things import PLACES
 from unclip.errors import UserError
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
@@ -72,7 +74,7 @@ class Request:
 
     prompts: list[str] | None
     negatives: list[str] | None  # P of them
-    image_embeds: Tensor | None  # [P, D] of unit norm
+    image_embeds: Tensor | None  # [P, D]
     images_per_prompt: int
 
     @property
@@ -92,6 +94,7 @@ def check_request(
     num_images_per_prompt: int,
     generator: torch.Generator | Sequence[torch.Generator] | None,
     embed_dim: int,
+    unit_norm: bool = True,
 ) -> Request:
     """Check all that a caller gives besides settings.
 
@@ -103,7 +106,8 @@ def check_request(
     check_count(num_images_per_prompt, "num_images_per_prompt")
     prompts = None if prompt is None else prompt_list(prompt)
     if image_embeds is not None:
-        image_embeds = check_embeds(image_embeds, embed_dim, None if prompts is None else len(prompts))
+        count = None if prompts is None else len(prompts)
+        image_embeds = check_embeds(image_embeds, embed_dim, count, unit_norm)
     request = Request(
         prompts=prompts,
         negatives=None,
@@ -114,6 +118,32 @@ def check_request(
     if negative_prompt is None:
         return request
     return Request(**{**vars(request), "negatives": negative_list(negative_prompt, request.count)})
+
+
+def check_encoded(prompt: Any, output: Sequence[Tensor] | None, mask: Tensor | None) -> TextEncoding | None:
+    """Captions that came as CLIP gave them: (embeddings [P, D], token states [P, L, C]) and a mask [P, L].
+
+    Raises:
+        UserError: one is missing, there are prompts besides, or the shapes do not fit.
+    """
+    if output is None and mask is None:
+        return None
+    if output is None or mask is None or prompt is not None:
+        raise UserError("text_model_output and text_attention_mask go together, and in place of prompt")
+    embeds, tokens = output[0], output[1]
+    if embeds.ndim != 2 or tokens.shape[:2] != mask.shape or len(embeds) != len(tokens):
+        raise UserError(
+            "text_model_output must be embeddings [P, D] and token states [P, L, C] with a mask [P, L], got "
+            f"{tuple(embeds.shape)}, {tuple(tokens.shape)} and {tuple(mask.shape)}"
+        )
+    mask = mask.bool()
+    length = max(1, int(mask.sum(1).max()))
+    if mask[:, length:].any():
+        raise UserError(
+            "text_attention_mask must be True for the first tokens of each caption: pad behind them"
+        )
+    things = embeds.new_zeros(len(embeds), len(PLACES), embeds.shape[1])
+    return TextEncoding(embeds, tokens[:, :length] * mask[:, :length, None], mask[:, :length], things)
 
 
 def prompt_list(prompt: str | Sequence[str]) -> list[str]:
@@ -172,8 +202,10 @@ def negative_list(negative: str | Sequence[str], count: int) -> list[str]:
     return list(negatives)
 
 
-def check_embeds(embeds: Tensor, embed_dim: int, prompts: int | None) -> Tensor:
-    """Image embeddings [P, D] of unit norm from those given, [P, D] or [1, D] of any norm; P follows from the prompts.
+def check_embeds(embeds: Tensor, embed_dim: int, prompts: int | None, unit_norm: bool = True) -> Tensor:
+    """Image embeddings [P, D] from those given, [P, D] or [1, D]; P follows from the prompts.
+
+    Those of a CLIP whose embeddings have unit norm may come in any; those of others are left as they are.
 
     Raises:
         UserError: another shape, or a row without a direction.
@@ -191,7 +223,8 @@ def check_embeds(embeds: Tensor, embed_dim: int, prompts: int | None) -> Tensor:
         raise UserError(
             "image_embeds holds a row that is zero or not finite: give directions in CLIP's space"
         )
-    return F.normalize(embeds, dim=-1).expand(prompts or len(embeds), -1)
+    embeds = F.normalize(embeds, dim=-1) if unit_norm else embeds
+    return embeds.expand(prompts or len(embeds), -1)
 
 
 def check_generators(generator: Any, pictures: int) -> None:

@@ -12,9 +12,9 @@ from typing_extensions import Unpack
 
 from unclip.errors import UserError
 
-from .calls import Call, CallOptions
+from .calls import Call, CallOptions, seeds_of
 from .inputs import check_choice, check_count, check_embeds, prompt_list
-from .manipulation import INVERSION_STEPS, Manipulation, read, seeds_of
+from .manipulation import INVERSION_STEPS, Manipulation, read
 from .reading import Fit, Source
 from .sphere import spherical_mean
 from .stages import ImageSeed, decoder_noise
@@ -98,7 +98,7 @@ class UnCLIPInterpolationPipeline(Manipulation):
         given = read([inputs[i] for i in places], fit) if places else None
         embeds = torch.zeros(n, self.clip.embed_dim, device=self.device)
         for i, vector in vectors.items():
-            embeds[i] = check_embeds(vector[None], self.clip.embed_dim, 1)[0].to(embeds)
+            embeds[i] = check_embeds(vector[None], self.clip.embed_dim, 1, self.clip.unit_norm)[0].to(embeds)
         if prompts:
             which = list(prompts)
             drawn = self.embeds_of(self.encode(texts, call), None, [seeds[i] for i in which], call)

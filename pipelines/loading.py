@@ -15,7 +15,10 @@ from unclip.models.saved import REMEDY, check_network_folder, check_there
 EMBEDDED = Path(unclip.__file__).parent / "weights" / "emoji"
 INDEX = "model_index.json"
 PRIORS_FOLDER = "priors"  # of a model's folder: further priors by their names
-REQUIRED = ("clip", "prior", "decoder")
+REQUIRED = ("clip", "decoder")
+# Classes of diffusers whose checkpoints `unclip.pipelines.published` reads -> whether they have a prior.
+FORMER = {"UnCLIPPipeline": True, "UnCLIPImageVariationPipeline": False}
+HUB_OPTIONS = ("cache_dir", "local_files_only", "revision", "token")
 
 
 def locate(model: str | Path | None) -> str:
@@ -54,9 +57,7 @@ def find_lexicon(source: str, **hub: Any) -> Path | None:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError
 
-    given = {
-        name: hub[name] for name in ("cache_dir", "local_files_only", "revision", "token") if name in hub
-    }
+    given = {name: hub[name] for name in HUB_OPTIONS if name in hub}
     try:
         return Path(hf_hub_download(source, LEXICON_FILE, **given))
     except (EntryNotFoundError, OSError):  # there is no such file, or no way to it
@@ -73,9 +74,7 @@ def find_priors(source: str, **hub: Any) -> Path:
     if not folder.is_dir():
         from huggingface_hub import snapshot_download
 
-        given = {
-            name: hub[name] for name in ("cache_dir", "local_files_only", "revision", "token") if name in hub
-        }
+        given = {name: hub[name] for name in HUB_OPTIONS if name in hub}
         with suppress(OSError):  # there is no way to it
             folder = Path(snapshot_download(source, allow_patterns=f"{PRIORS_FOLDER}/*", **given))
     return folder.resolve() / PRIORS_FOLDER  # wherever the program goes before it is read
@@ -134,12 +133,19 @@ def read_index(folder: Path) -> dict[str, Any]:
     return index
 
 
+def is_published(index: dict[str, Any]) -> bool:
+    """Whether a model_index.json is of one of diffusers' deprecated unCLIP pipelines."""
+    return index.get("_class_name") in FORMER
+
+
 def check_pipeline_folder(folder: Path) -> None:
-    """Look whether every component is there and every weights file whole.
+    """Look whether every component is there and every weights file whole; published ones are checked on reading.
 
     Raises:
         UserError: naming the first file that is missing or cut off.
     """
+    if is_published(read_index(folder)):
+        return
     parts = components(folder)
     if missing := [name for name in REQUIRED if name not in parts]:
         kind = read_index(folder).get("_class_name", "pipeline of no class")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -18,11 +18,11 @@ from unclip.clip import TextEncoding
 from unclip.errors import UserError
 
 from .base import UnCLIPStages
-from .calls import Call, CallOptions
-from .inputs import check_count, check_generators, prompt_list
+from .calls import Call, CallOptions, seeds_of
+from .inputs import check_count, prompt_list
 from .latents import Latents
 from .reading import Fit, Picture, Source, read_picture, shrunk, source_list, square
-from .stages import ImageSeed, image_seeds, repeat
+from .stages import ImageSeed, repeat
 
 CLIP_SEES_AT = 256  # pixels of the picture that CLIP is shown; it makes it smaller itself
 INVERSION_STEPS = (
@@ -45,6 +45,14 @@ class Given:
         """[P, 3, size, size] in [-1, 1]."""
         return torch.stack([square(each, size, self.fit).rgb for each in self.pictures])
 
+    def for_clip(self, clip: Any) -> list[Tensor]:
+        """As a CLIP is shown them, in batches [N, 3, H, W]: at one size, or one that crops for itself as they came."""
+        if not clip.resizes_exactly:
+            return [self.at(CLIP_SEES_AT)]
+        if self.fit == "crop":
+            return [each.rgb[None] for each in self.pictures]
+        return [square(each, max(each.size), self.fit).rgb[None] for each in self.pictures]
+
     def __len__(self) -> int:
         return len(self.pictures)
 
@@ -64,8 +72,9 @@ class Manipulation(UnCLIPStages):
     """Base of the pipelines that take pictures."""
 
     def embed(self, given: Given) -> Tensor:
-        """z_i of pictures, [P, D] of unit norm."""
-        return self.clip.encode_image(given.at(CLIP_SEES_AT).to(self.device))
+        """z_i of pictures, [P, D]."""
+        with self.at_work("clip"):
+            return torch.cat([self.clip.encode_image(x.to(self.device)) for x in given.for_clip(self.clip)])
 
     def noise_of(
         self,
@@ -132,14 +141,3 @@ def prompts_of(prompt: str | Sequence[str], count: int) -> list[str]:
             f"got {len(prompts)} prompts for {count} pictures: give one for each, or a single one"
         )
     return prompts * (count // len(prompts))
-
-
-def seeds_of(call: Call, inputs: int, each: int) -> list[ImageSeed]:
-    """The seeds of a call's pictures, `each` of every input.
-
-    Raises:
-        UserError: `each` is no number of pictures, or the generators are not one or one for each picture.
-    """
-    check_count(each, "num_images_per_prompt")
-    check_generators(call.generator, inputs * each)
-    return image_seeds(call.generator, inputs, each)

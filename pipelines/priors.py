@@ -18,19 +18,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from unclip.clip import TextEncoding
-from unclip.diffusion import denoise, first_step, initial_noise, noise_to_step
+from unclip.diffusion import denoise, first_step, noise_to_step
 from unclip.errors import UserError
-from unclip.models import PRIORS, AutoregressivePrior, DiffusionPrior, RegressionPrior
+from unclip.models import PRIORS, AutoregressivePrior, NoisedPrior, RegressionPrior
 from unclip.models.saved import load_network
 
 from .inputs import Settings
 from .loading import PRIORS_FOLDER, find_priors
-from .stages import ImageSeed, Watch, cut, guided, steps_of, unwatched
+from .stages import ImageSeed, Watch, cut, drawn, guided, steps_of, unwatched
 
 DIFFUSION, NONE = "diffusion", "none"
 
@@ -43,8 +42,9 @@ class Draw:
         text: of P captions; there are a multiple of P generators.
         negative: of what takes the unconditional branch's place, P rows or 1.
         watch: what shows the steps of the denoising loop.
-        start: embeddings [N, D] of unit norm that are drawn anew; None to begin with noise alone.
+        start: embeddings [N, D] that are drawn anew; None to begin with noise alone.
         strength: in (0, 1], how much noise these are given.
+        noise: [N, D] to begin with; drawn if None.
     """
 
     text: TextEncoding
@@ -55,25 +55,27 @@ class Draw:
     watch: Watch = unwatched
     start: Tensor | None = None
     strength: float = 1.0
+    noise: Tensor | None = None
 
 
 @singledispatch
 def draw_embeds(prior: Any, draw: Draw) -> Tensor:
-    """Image embeddings [N, D] of unit norm for N generators."""
+    """Image embeddings [N, D] for N generators, as the decoder takes them."""
     raise UserError(
         f"{type(prior).__name__} is no prior: give one of {', '.join(k.__name__ for k in PRIORS)}"
     )
 
 
 @draw_embeds.register
-def _(prior: DiffusionPrior, draw: Draw) -> Tensor:
+def _(prior: NoisedPrior, draw: Draw) -> Tensor:
     N = len(draw.generators)
     device: Any = prior.device
+    shape = (N, draw.text.embeds.shape[1])
     cond, uncond = (prior.read(each) for each in (draw.text, draw.negative))
     cond, uncond = (cache.for_rows(N) for cache in cond.aligned(uncond))
     steps = draw.settings.prior_num_inference_steps
     count = steps_of(draw.scheduler, steps)
-    x, first = initial_noise((N, draw.text.embeds.shape[1]), draw.generators, device), 0
+    x, first = drawn(draw.noise, shape, draw.generators, device), 0
     if draw.start is not None and (first := first_step(draw.scheduler, steps, draw.strength)):
         x = noise_to_step(draw.scheduler, prior.normalize(draw.start.to(x)), x, steps, first)
     with draw.watch("prior", count - first) as on_step:
@@ -87,7 +89,7 @@ def _(prior: DiffusionPrior, draw: Draw) -> Tensor:
             start=first,
             callback_on_step_end=on_step,
         )
-    return F.normalize(prior.denormalize(z), dim=-1)
+    return prior.to_embeds(z)
 
 
 @draw_embeds.register
@@ -113,6 +115,7 @@ def sample_prior(
     watch: Watch = unwatched,
     start: Tensor | None = None,
     strength: float = 1.0,
+    noise: Tensor | None = None,
 ) -> Tensor:
     """Draw image embeddings from captions and keep the best of `num_prior_candidates` each (unCLIP §2.2).
 
@@ -122,14 +125,17 @@ def sample_prior(
         seeds: of B pictures, those of the first caption first.
         start: embeddings [B, D] that a diffusion prior draws anew: given `strength` of the noise, denoised as the
             captions say. SDEdit (2108.01073) in the place of pictures.
+        noise: [B, D] that a diffusion prior begins with; drawn if None.
 
-    Returns: [B, D] of unit norm: of each picture's candidates the z_i with the largest z_i · z_t.
+    Returns: [B, D] as the decoder takes them: of each picture's candidates the z_i with the largest z_i · z_t.
     """
+    if not isinstance(prior, PRIORS):
+        raise UserError("this model has no prior: give image_embeds, a picture, or prior= of another model")
     B, n = len(seeds), settings.num_prior_candidates
     text, negative = (cut(each, prior.config.max_tokens) for each in (text, negative))
     generators = [seed.generator("prior", candidate) for seed in seeds for candidate in range(n)]
-    start = None if start is None else start.repeat_interleave(n, dim=0)
-    draw = Draw(text, negative, generators, settings, scheduler, watch, start, strength)
+    start, noise = (None if each is None else each.repeat_interleave(n, dim=0) for each in (start, noise))
+    draw = Draw(text, negative, generators, settings, scheduler, watch, start, strength, noise)
     z = draw_embeds(prior, draw).unflatten(0, (B, n))
     z_t = text.embeds.to(z).repeat_interleave(B // len(text.embeds), dim=0)
     best = (z * z_t[:, None]).sum(-1).argmax(dim=1)
@@ -141,6 +147,7 @@ class SeveralPriors(DiffusionPipeline):
 
     clip: Any
     prior: Any
+    decoder: Any
     _priors_folder: Path | None = None
 
     def __init__(self) -> None:
@@ -170,12 +177,12 @@ class SeveralPriors(DiffusionPipeline):
         if wanted is None or wanted == DIFFUSION:
             return self.prior
         if not isinstance(wanted, str):
-            return self._fitting(wanted, type(wanted).__name__).to(self.prior.device).to(self.prior.dtype)
+            return self._fitting(wanted, type(wanted).__name__).to(self.device).to(self.decoder.dtype)
         if wanted not in self.prior_names:
             raise UserError(f"no prior {wanted!r} in this model: choose one of {', '.join(self.prior_names)}")
         if wanted not in self._loaded_priors:
             self._loaded_priors[wanted] = self._fitting(self._load_prior(wanted), wanted)
-        return self._loaded_priors[wanted].to(self.prior.device).to(self.prior.dtype)
+        return self._loaded_priors[wanted].to(self.device).to(self.decoder.dtype)
 
     def _load_prior(self, name: str) -> Any:
         if name == NONE:

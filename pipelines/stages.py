@@ -12,6 +12,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial, singledispatch
 from typing import Any
 
 import torch
@@ -21,13 +22,15 @@ from unclip.clip import TextEncoding
 from unclip.diffusion import (
     Denoiser,
     Guided,
+    Relay,
     classifier_free,
     denoise,
     initial_noise,
     make_schedule,
     prepared,
 )
-from unclip.models import Decoder, Upsampler
+from unclip.errors import UserError
+from unclip.models import Decoder, KarloDecoder, KarloUpsampler, Upsampler
 
 StepCallback = Callable[[int, Tensor, dict[str, Tensor]], "dict[str, Tensor] | None"]
 # Called with a stage and the number of its steps; gives what is to be called after each step.
@@ -55,6 +58,17 @@ class ImageSeed:
         return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
+@dataclass(frozen=True)
+class SharedSeed(ImageSeed):
+    """Chance as diffusers' pipelines have it: all stages draw from the caller's generator, one after the other."""
+
+    source: torch.Generator
+
+    def generator(self, *purpose: str | int) -> torch.Generator:
+        """The caller's own."""
+        return self.source
+
+
 def image_seeds(
     generator: torch.Generator | Sequence[torch.Generator] | None, prompts: int, images_per_prompt: int
 ) -> list[ImageSeed]:
@@ -70,6 +84,15 @@ def image_seeds(
         base = _draw(generator)
         return [ImageSeed(base, k) for _ in range(prompts) for k in range(images_per_prompt)]
     return [ImageSeed(_draw(each), 0) for each in generator]
+
+
+def shared_seeds(
+    generator: torch.Generator | Sequence[torch.Generator] | None, pictures: int
+) -> list[ImageSeed]:
+    """Seeds of pictures that draw from one generator in turn, or each from its own of a list; None is torch's own."""
+    source = torch.default_generator if generator is None else generator
+    sources = [source] * pictures if isinstance(source, torch.Generator) else source
+    return [SharedSeed(0, k, each) for k, each in enumerate(sources)]
 
 
 def _draw(generator: torch.Generator | None) -> int:
@@ -98,9 +121,22 @@ def cut(encoding: TextEncoding, length: int) -> TextEncoding:
     return encoding._replace(tokens=encoding.tokens[:, :length], mask=encoding.mask[:, :length])
 
 
-def denoiser_of(network: Any) -> Denoiser:
+@singledispatch
+def denoiser_of(network: Any) -> Denoiser | Relay:
     """The denoiser that a network's config describes."""
-    return Denoiser(network, make_schedule(network.config.schedule), network.config.prediction_type)
+    return described_by(network.config, network)
+
+
+@denoiser_of.register
+def _(network: KarloUpsampler) -> Relay:
+    first, last = (described_by(network.config, partial(network, last=last)) for last in (False, True))
+    return Relay(first, last)
+
+
+def described_by(config: Any, network: Callable[..., Tensor]) -> Denoiser:
+    """A network as a denoiser of the kind that a config describes."""
+    schedule = make_schedule(config.schedule)
+    return Denoiser(network, schedule, config.prediction_type, config.get("learned_variance", False))
 
 
 def steps_of(scheduler: Any, num_inference_steps: int) -> int:
@@ -113,14 +149,17 @@ def generators(seeds: Sequence[int]) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(seed) for seed in seeds]
 
 
-def guided(network: Any, scale: float, uncond: dict[str, Tensor]) -> Denoiser | Guided:
+def guided(network: Any, scale: float, uncond: dict[str, Tensor]) -> Denoiser | Relay | Guided:
     """A network's denoiser under classifier-free guidance; of scale 1 without."""
-    denoiser = denoiser_of(network)
+    denoiser: Any = denoiser_of(network)
     return denoiser if scale == 1 else Guided(denoiser, classifier_free(scale), uncond)
 
 
+Branches = tuple[dict[str, Tensor], dict[str, Tensor]]
+
+
 def guided_decoder(
-    decoder: Decoder,
+    decoder: Any,
     image_embeds: Tensor | None,
     text: TextEncoding | None,
     negative: TextEncoding | None,
@@ -128,7 +167,7 @@ def guided_decoder(
     *,
     guidance_scale: float,
     noise_level: float = 0.0,
-) -> tuple[Denoiser | Guided, dict[str, Tensor]]:
+) -> tuple[Any, dict[str, Tensor]]:
     """The decoder as a denoiser, and its conditions; the unconditional branch has neither embedding nor caption.
 
     Args:
@@ -138,6 +177,45 @@ def guided_decoder(
         negative: captions of the unconditional branch, B rows; None for none.
         noise_level: in [0, 1], how much noise is mixed into the embeddings first: more of it, more freedom.
     """
+    cond, uncond = branches(decoder, image_embeds, text, negative, seeds, noise_level)
+    return guided(decoder, guidance_scale, uncond), cond
+
+
+@singledispatch
+def branches(
+    decoder: Any,
+    image_embeds: Tensor | None,
+    text: TextEncoding | None,
+    negative: TextEncoding | None,
+    seeds: Sequence[ImageSeed],
+    noise_level: float,
+) -> Branches:
+    """The conditions of both branches, of the second what differs; the arguments are those of `guided_decoder`."""
+    raise UserError(f"{type(decoder).__name__} is no decoder: give a Decoder or a KarloDecoder")
+
+
+@branches.register
+def _(
+    decoder: KarloDecoder,
+    image_embeds: Tensor | None,
+    text: TextEncoding,
+    negative: TextEncoding,
+    seeds: Sequence[ImageSeed],
+    noise_level: float,
+) -> Branches:
+    z = None if image_embeds is None else image_embeds.to(decoder.device)
+    return decoder.conditions(z, text), decoder.conditions(None, negative)
+
+
+@branches.register
+def _(
+    decoder: Decoder,
+    image_embeds: Tensor | None,
+    text: TextEncoding | None,
+    negative: TextEncoding | None,
+    seeds: Sequence[ImageSeed],
+    noise_level: float,
+) -> Branches:
     config: Any = decoder.config
     device: Any = decoder.device
     B, D = len(seeds), config.embed_dim
@@ -155,26 +233,34 @@ def guided_decoder(
 
     noised, drop_image = decoder.noise_image_embeds(z, level, noise), keep | (image_embeds is None)
     cond = {"image_embeds": noised, "noise_level": level, "drop_image": drop_image, **caption(text)}
-    return guided(decoder, guidance_scale, {"drop_image": ~keep, **caption(negative)}), cond
+    return cond, {"drop_image": ~keep, **caption(negative)}
 
 
-def decoder_noise(decoder: Decoder, seeds: Sequence[ImageSeed]) -> tuple[Tensor, list[torch.Generator]]:
-    """x_T [B, 3, S, S] of pictures, and the generators of the noise that is added on the way from there."""
-    config: Any = decoder.config
-    device: Any = decoder.device
+def decoder_noise(
+    decoder: Any, seeds: Sequence[ImageSeed], noise: Tensor | None = None
+) -> tuple[Tensor, list[torch.Generator]]:
+    """x_T [B, 3, S, S] of pictures, drawn unless given, and the generators of the noise that is added from there on."""
     generators = [seed.generator("decoder") for seed in seeds]
-    shape = (len(seeds), 3, config.sample_size, config.sample_size)
-    return initial_noise(shape, generators, device), generators
+    shape = (len(seeds), 3, decoder.sample_size, decoder.sample_size)
+    return drawn(noise, shape, generators, decoder.device), generators
+
+
+def drawn(
+    noise: Tensor | None, shape: tuple[int, ...], generators: list[torch.Generator], device: Any
+) -> Tensor:
+    """Noise of a shape: what is given, else drawn."""
+    return initial_noise(shape, generators, device) if noise is None else noise.to(device)
 
 
 def sample_upsampler(
-    upsampler: Upsampler,
+    upsampler: Upsampler | KarloUpsampler,
     scheduler: Any,
     low_res: Tensor,
     seeds: Sequence[ImageSeed],
     *,
     num_inference_steps: int,
     noise_level: float = 0.0,
+    noise: Tensor | None = None,
     on_step: StepCallback | None = None,
 ) -> Tensor:
     """Enlarge pictures [B, 3, H, W] in [-1, 1] to [B, 3, f·H, f·W] (unCLIP §2.1).
@@ -182,14 +268,15 @@ def sample_upsampler(
     `noise_level` in [0, 1] tells the network how damaged the small pictures may be; nothing is added to them.
     """
     B, _, H, W = low_res.shape
-    f = upsampler.config.factor
-    low_res = low_res.to(upsampler.device).clamp(-1, 1)
+    f = upsampler.factor
+    device: Any = upsampler.device
+    low_res = low_res.to(device).clamp(-1, 1)
     # The size keeps two upsamplers that run one after the other from drawing the same noise.
     generators = [seed.generator("upsampler", f * H) for seed in seeds]
     return denoise(
         denoiser_of(upsampler),
         scheduler,
-        initial_noise((B, 3, f * H, f * W), generators, upsampler.device),
+        drawn(noise, (B, 3, f * H, f * W), generators, device),
         cond={"low_res": low_res, "noise_level": low_res.new_full((B,), noise_level)},
         num_inference_steps=num_inference_steps,
         generator=generators,

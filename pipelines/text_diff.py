@@ -12,11 +12,11 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from unclip.errors import UserError
-from unclip.models import DiffusionPrior
+from unclip.models import NoisedPrior
 
-from .calls import Call, CallOptions
+from .calls import Call, CallOptions, seeds_of
 from .inputs import check_choice, check_count, check_share, prompt_list
-from .manipulation import INVERSION_STEPS, Given, Manipulation, read, seeds_of
+from .manipulation import INVERSION_STEPS, Given, Manipulation, read
 from .reading import Fit, Source
 from .sphere import slerp
 from .stages import ImageSeed, decoder_noise
@@ -146,7 +146,7 @@ class UnCLIPTextDiffPipeline(Manipulation):
         way = Way.check(source_prompt, target_prompt, via, noise, theta, num_frames, strength)
         inverted = way.noise != "fresh"
         call = self.check(options, **({"decoder_num_inference_steps": INVERSION_STEPS} if inverted else {}))
-        if way.via == "redraw" and not isinstance(call.prior, DiffusionPrior):
+        if way.via == "redraw" and not isinstance(call.prior, NoisedPrior):
             raise UserError(
                 "without a source caption the picture is redrawn, which takes the diffusion prior: leave the other "
                 "prior out, or give a source caption"
@@ -156,6 +156,7 @@ class UnCLIPTextDiffPipeline(Manipulation):
         of_frames = [seed for seed in seeds for _ in way.thetas]
         z = self.embed(given)
         embeds = F.normalize(self._turned(z, way, seeds, call).flatten(0, 1), dim=-1)
+        embeds = embeds * z.norm(dim=-1, keepdim=True).repeat_interleave(len(way.thetas), dim=0)
         x_T = self._noise(given, z, way, seeds, call) if inverted else None
         scheduler = self.ddim_scheduler if inverted else None
         pictures = self.decode(embeds, None, None, of_frames, call, scheduler=scheduler, noise=x_T)

@@ -13,8 +13,10 @@ from unclip.errors import UserError
 
 from .base import UnCLIPStages
 from .calls import CallOptions, warn_of_idle_negative
-from .inputs import check_request
-from .stages import image_seeds, repeat
+from .inputs import check_encoded, check_request
+from .stages import repeat
+
+ENCODED = "(encoded)"  # what stands for a prompt that came as CLIP gave it
 
 
 class UnCLIPTextToImagePipeline(UnCLIPStages):
@@ -42,6 +44,10 @@ class UnCLIPTextToImagePipeline(UnCLIPStages):
         upsampler_noise_level: in [0, 1], how damaged the small picture may be: more repair, less likeness.
         size (or height and width): side in pixels, one of `pipe.sizes`; by default the first upsampler's.
         generator: one, or one for each picture. A seed gives the same picture whatever else is in the call.
+        prior_latents, decoder_latents, upsampler_latents: noise that the prior [B, D], the decoder [B, 3, S, S] and the
+            first upsampler [B, 3, size, size] begin with for B pictures, in place of what the generator gives.
+        text_model_output, text_attention_mask: captions as CLIP gave them, in place of prompts: embeddings [P, D] and
+            token states [P, L, C], and a mask [P, L] of real tokens.
         output_type: "pil", "np", "pt" or "latent"; see UnCLIPPipelineOutput.
         return_dict: False gives the tuple (images, image_embeds).
         callback_on_step_end: called as (pipe, step, timestep, tensors) after each denoising step of each stage, which
@@ -58,6 +64,8 @@ class UnCLIPTextToImagePipeline(UnCLIPStages):
         num_images_per_prompt: int = 1,
         image_embeds: Tensor | None = None,
         captions_only: bool = False,
+        text_model_output: Sequence[Tensor] | None = None,
+        text_attention_mask: Tensor | None = None,
         **options: Unpack[CallOptions],
     ) -> Any:
         """Make pictures; the arguments are explained at the class. Returns an UnCLIPPipelineOutput.
@@ -66,23 +74,26 @@ class UnCLIPTextToImagePipeline(UnCLIPStages):
             UserError: an argument is wrong; said before any network runs.
         """
         call = self.check(options)
+        encoded = check_encoded(prompt, text_model_output, text_attention_mask)
         request = check_request(
-            prompt=prompt,
+            prompt=prompt if encoded is None else [ENCODED] * len(encoded.embeds),
             negative_prompt=negative_prompt,
             image_embeds=image_embeds,
             num_images_per_prompt=num_images_per_prompt,
             generator=call.generator,
             embed_dim=self.clip.embed_dim,
+            unit_norm=self.clip.unit_norm,
         )
-        if captions_only and (prompt is None or image_embeds is not None):
+        if captions_only and (request.prompts is None or image_embeds is not None):
             raise UserError("captions_only decodes captions alone: give prompt and no image_embeds")
         if request.negatives is not None:
             warn_of_idle_negative(call.settings, with_prior=request.image_embeds is None)
-        seeds = image_seeds(call.generator, request.count, num_images_per_prompt)
+        seeds = self.seeds(call, request.count, num_images_per_prompt)
         captions, negative = (
             None if texts is None else self.encode(texts, call)
-            for texts in (request.prompts, request.negatives)
+            for texts in (request.prompts if encoded is None else None, request.negatives)
         )
+        captions = encoded or captions
         embeds: Tensor | None = None
         if request.image_embeds is not None:
             embeds = request.image_embeds.to(self.device).repeat_interleave(num_images_per_prompt, dim=0)

@@ -10,8 +10,8 @@ from typing_extensions import Unpack
 
 from unclip.errors import UserError
 
-from .calls import CallOptions, UnCLIPPipelineOutput
-from .manipulation import Manipulation, seeds_of
+from .calls import CallOptions, UnCLIPPipelineOutput, seeds_of
+from .manipulation import Manipulation
 from .pictures import to_output
 from .reading import Picture, Source, read_picture, resized, source_list
 

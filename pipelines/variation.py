@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 from typing_extensions import Unpack
 
 from unclip.errors import UserError
 
-from .calls import CallOptions
-from .inputs import check_choice, check_count, check_share
+from .calls import CallOptions, seeds_of
+from .inputs import check_choice, check_count, check_embeds, check_share
 from .latents import Latents
 from .manipulation import (
     CORRECTIONS,
@@ -20,10 +21,11 @@ from .manipulation import (
     Manipulation,
     Noise,
     read,
-    seeds_of,
 )
 from .reading import Fit, Source
 from .stages import repeat
+
+INVERTED = {"decoder_num_inference_steps": INVERSION_STEPS}
 
 
 class UnCLIPVariationPipeline(Manipulation):
@@ -32,13 +34,16 @@ class UnCLIPVariationPipeline(Manipulation):
     A call takes:
         image: a picture or P of them: paths, PIL pictures, arrays, tensors; any size, mode and orientation. Or their
             `Latents`, which need not be found again; they take the steps and the guidance that they were found with.
+        image_embeds: CLIP image embeddings [P, D] in place of pictures; they have no x_T, so noise is "fresh".
         num_images_per_prompt: variations of each.
         eta: in [0, 1], how much of x_T is replaced by new noise on the way (of DDIM, 2010.02502, eq. 16): 0 gives the
             picture again, as well as the decoder can.
         noise: "inverted" begins at the picture's own x_T; "fresh" at a new one, in as few steps as the decoder needs.
+            By default inverted; fresh for the public checkpoints, as in diffusers.
         prompt: a caption for the decoder besides z_i, or one for each picture; none by default.
         num_corrections: how often x_T is corrected at each step while it is found; more, a closer round trip.
-        fit: how a picture is made square: "pad" on white, "crop" the middle, "stretch".
+        fit: how a picture is made square: "pad" on white, "crop" the middle, "stretch". By default pad; crop for the
+            public checkpoints.
     and the options that every pipeline takes (`CallOptions`, explained at `UnCLIPTextToImagePipeline`), of which
     decoder_num_inference_steps is INVERSION_STEPS where x_T is found.
     """
@@ -46,14 +51,15 @@ class UnCLIPVariationPipeline(Manipulation):
     @torch.no_grad()
     def __call__(
         self,
-        image: Source | Sequence[Source] | Latents,
+        image: Source | Sequence[Source] | Latents | None = None,
         *,
+        image_embeds: Tensor | None = None,
         num_images_per_prompt: int = 1,
         eta: float = 0.7,
-        noise: Noise = "inverted",
+        noise: Noise | None = None,
         prompt: str | Sequence[str] | None = None,
         num_corrections: int = CORRECTIONS,
-        fit: Fit = "pad",
+        fit: Fit | None = None,
         **options: Unpack[CallOptions],
     ) -> Any:
         """Make variations; the arguments are explained at the class. Returns an UnCLIPPipelineOutput.
@@ -62,31 +68,25 @@ class UnCLIPVariationPipeline(Manipulation):
             UserError: an argument is wrong; said before any network runs.
         """
         eta = check_share(eta, "eta")
-        inverted = check_choice(noise, "noise", ("inverted", "fresh")) == "inverted"
         check_count(num_corrections, "num_corrections")
-        if isinstance(image, Latents):
-            self._check_latents(image)
-        given = image if isinstance(image, Latents) else read(image, fit)
-        found = (
-            given.options()
-            if isinstance(given, Latents)
-            else {"decoder_num_inference_steps": INVERSION_STEPS}
-        )
+        given = self._given(image, image_embeds, fit)
+        inverted = self._is_inverted(noise, given)
+        found = given.options() if isinstance(given, Latents) else INVERTED
         call = self.check(options, **(found if inverted else {}))
         if isinstance(given, Latents) and inverted:
             given.check_found_with(call.settings)
         count, each = len(given), num_images_per_prompt
-        seeds = seeds_of(call, count, each)
+        seeds = seeds_of(call, count, each) if inverted else self.seeds(call, count, each)
         text = self.caption(prompt, count, 1, call)
-        z = self.embed(given) if isinstance(given, Given) else given.image_embeds.to(self.device)
+        z = self._embeds_of(given)
         embeds = z.repeat_interleave(each, dim=0)
         captions = None if text is None else repeat(text, each)
         if not inverted:
             return self.finish(embeds, self.decode(embeds, captions, None, seeds, call), seeds, call)
-        if isinstance(given, Given):
-            x_T = self.noise_of(given, z, text, seeds[::each], call, num_corrections)
-        else:
+        if isinstance(given, Latents):
             x_T = given.noise.to(self.device)
+        else:
+            x_T = self.noise_of(given, z, text, seeds[::each], call, num_corrections)
         pictures = self.decode(
             embeds,
             captions,
@@ -99,11 +99,37 @@ class UnCLIPVariationPipeline(Manipulation):
         )
         return self.finish(embeds, pictures, seeds, call)
 
+    def _given(self, image: Any, image_embeds: Tensor | None, fit: Fit | None) -> Any:
+        """What is to be varied: `Given` pictures, `Latents`, or embeddings [P, D] alone."""
+        if (image is None) == (image_embeds is None):
+            raise UserError("give either image or image_embeds: what is to be varied")
+        if image_embeds is not None:
+            return check_embeds(image_embeds, self.clip.embed_dim, None, self.clip.unit_norm)
+        if isinstance(image, Latents):
+            self._check_latents(image)
+            return image
+        return read(image, fit or ("crop" if self.config.as_in_diffusers else "pad"))
+
+    def _is_inverted(self, noise: Noise | None, given: Any) -> bool:
+        """Whether it begins at the picture's own x_T."""
+        alone = isinstance(given, Tensor)
+        if noise is None:
+            noise = "fresh" if alone or self.config.as_in_diffusers else "inverted"
+        inverted = check_choice(noise, "noise", ("inverted", "fresh")) == "inverted"
+        if alone and inverted:
+            raise UserError("image_embeds alone have no x_T: give the picture, or noise='fresh'")
+        return inverted
+
+    def _embeds_of(self, given: Any) -> Tensor:
+        """z_i [P, D] of what is to be varied."""
+        if isinstance(given, Given):
+            return self.embed(given)
+        return (given if isinstance(given, Tensor) else given.image_embeds).to(self.device)
+
     def _check_latents(self, latents: Latents) -> None:
         """Raise UserError if they are another model's."""
-        config: Any = self.decoder.config
-        count = len(latents)
-        wanted = (count, self.clip.embed_dim), (count, 3, config.sample_size, config.sample_size)
+        count, side = len(latents), self.decoder.sample_size
+        wanted = (count, self.clip.embed_dim), (count, 3, side, side)
         found = tuple(latents.image_embeds.shape), tuple(latents.noise.shape)
         if count == 0 or found != wanted:
             raise UserError(

@@ -39,6 +39,14 @@ def test_time_of_inverts_alpha_sigma(name: str, scale: float) -> None:
     assert_close(schedule.time_of(scale * alpha, scale * sigma), t, rtol=1e-7, atol=1e-7)
 
 
+@pytest.mark.parametrize("name", ["linear", "cosine"])
+def test_levels_of_the_chain_are_whole_times_in_single_precision(name: str) -> None:
+    schedule = make_schedule(name)
+    alphas_cumprod = schedule.alphas_cumprod.float()
+    t = schedule.time_of(alphas_cumprod.sqrt(), (1 - alphas_cumprod).sqrt())
+    assert_close(t, torch.arange(1000.0), rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("name", ["linear", "cosine", "flow"])
 def test_time_of_pure_noise_and_clean_data(name: str) -> None:
     schedule = make_schedule(name)

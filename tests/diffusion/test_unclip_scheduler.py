@@ -58,9 +58,8 @@ def test_trajectories_are_those_of_the_deprecated_class(stage: str, steps: int) 
         generator=torch.Generator().manual_seed(1),
         callback_on_step_end=lambda i, t, state: made.append(state["latents"]),
     )
-    # In float32 beta is 1 - alpha_bar_t / alpha_bar_s here, a table's number there where no step is skipped: at the
-    # last step 1.0005 of x_0 in place of 1. A tenth of a grey level of 255 is 8e-4.
-    assert_close(torch.stack(made), torch.stack(expected), rtol=0, atol=8e-4)
+    # Both in float32. Near pure noise x_0 is a difference divided by 5e-5, so rounding shows in a pixel here and there.
+    assert_close(torch.stack(made), torch.stack(expected), rtol=0, atol=5e-5)
     other = diffusers.DDPMScheduler(
         beta_schedule="squaredcos_cap_v2", **CONFIGS[stage]
     )  # on diffusers' timesteps

@@ -23,8 +23,8 @@ from unclip.pipelines import (
     UnCLIPUpscalePipeline,
     UnCLIPVariationPipeline,
 )
-from unclip.pipelines.base import COMPONENTS, DEFAULTS
 from unclip.pipelines.calls import CallOptions
+from unclip.pipelines.components import COMPONENTS, DEFAULTS
 
 CLASSES = [name for name in pipelines.__all__ if name.endswith("Pipeline")]
 PROMPT = "a red apple"

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 import unclip
-from unclip.cli import build, draw, edit
+from unclip.cli import build, convert, draw, edit
 from unclip.cli.options import read_number, torch_dtype
 from unclip.data.cli import app as data_app
 from unclip.errors import mistakes_end_the_program, one_line
@@ -37,7 +37,7 @@ for command in (edit.describe, edit.invert, draw.demo):
 app.command(
     add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True}
 )(build.train)
-for command in (build.assemble, build.info):
+for command in (build.assemble, convert.convert, build.info):
     app.command()(command)
 app.add_typer(data_app, name="data")
 app.add_typer(eval_app, name="eval")

@@ -12,7 +12,7 @@ import copy
 import hashlib
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,7 +36,8 @@ class TextEncoding(NamedTuple):
     """What the text tower makes of B texts.
 
     Attributes:
-        embeds: [B,D] of unit norm. tokens: last hidden states [B,L,C]. mask: [B,L], True = real token.
+        embeds: [B,D], of unit norm if the CLIP has `unit_norm`.
+        tokens: last hidden states [B,L,C]. mask: [B,L], True = real token.
         things: [B,4,D], the embeddings of two things that a text names beside or above one another, by their places
             (`unclip.clip.things`); zeros where there are none, or none are asked for.
     """
@@ -56,6 +57,9 @@ class FrozenCLIP(ModelMixin, ConfigMixin):
         tokenizer_options: keyword arguments of FileTokenizer (pad_id, fixed_length, clean).
         image_mean, image_std: per-channel statistics of pixels in [0, 1] that the image tower expects.
     """
+
+    unit_norm = True  # of the embeddings
+    resizes_exactly = False  # pictures come at a size of their own, not as they are
 
     @register_to_config
     def __init__(
@@ -259,11 +263,7 @@ class FrozenCLIP(ModelMixin, ConfigMixin):
         Weights are compared in half precision, so a model and its fp16 copy on disk are the same; the statistics
         are left out, since no embedding depends on them.
         """
-        digest = hashlib.sha256(json.dumps(self.config.architecture, sort_keys=True).encode())
-        for name, tensor in sorted(self.model.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(tensor.detach().cpu().half().contiguous().numpy().tobytes())
-        return digest.hexdigest()[:16]
+        return fingerprint(self.config.architecture, self.model.state_dict())
 
     # ---- frozen for good --------------------------------------------------------------------------------------
 
@@ -276,6 +276,15 @@ class FrozenCLIP(ModelMixin, ConfigMixin):
         """Stay without gradients."""
         super().requires_grad_(False)
         return self
+
+
+def fingerprint(architecture: Any, weights: Mapping[str, Tensor]) -> str:
+    """Name encoders by 16 hex digits, equal for equal configuration and weights in half precision."""
+    digest = hashlib.sha256(json.dumps(architecture, sort_keys=True).encode())
+    for name, tensor in sorted(weights.items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().half().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def text_features(model: Any, ids: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,6 @@
 """Probability and nothing else: schedules, prediction types, losses, likelihood, guidance, sampling."""
 
-from unclip.diffusion.denoiser import Conditions, Denoiser, Posterior
+from unclip.diffusion.denoiser import Conditions, Denoiser, Posterior, Relay
 from unclip.diffusion.gaussian import gaussian_kl, q_posterior, reverse_log_variances
 from unclip.diffusion.guidance import Guided, classifier_free
 from unclip.diffusion.inpainting import inpaint
@@ -24,6 +24,7 @@ __all__ = [
     "InverseScheduler",
     "MinSNRLoss",
     "Posterior",
+    "Relay",
     "Schedule",
     "SharpLoss",
     "SimpleLoss",

@@ -121,3 +121,29 @@ class Denoiser:
 
     def begin_step(self, index: int, count: int, timestep: Tensor) -> None:
         """Told by the sampling loop before each step; a denoiser whose rule depends on the step listens."""
+
+
+class Relay:
+    """A denoiser for all steps but the last of a run, and another one for that."""
+
+    def __init__(self, first: Denoiser, last: Denoiser) -> None:
+        self.first, self.last = first, last
+        self.at_work = first
+
+    @property
+    def learned_variance(self) -> bool:
+        return self.at_work.learned_variance
+
+    def begin_run(self) -> None:
+        """As of Denoiser."""
+        self.at_work = self.first
+
+    def begin_step(self, index: int, count: int, timestep: Tensor) -> None:
+        """As of Denoiser."""
+        self.at_work = self.last if index == count - 1 else self.first
+
+    def __call__(
+        self, x_t: Tensor, alpha: Tensor, sigma: Tensor, cond: Conditions | None = None
+    ) -> Posterior:
+        """As of Denoiser."""
+        return self.at_work(x_t, alpha, sigma, cond)

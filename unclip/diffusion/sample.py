@@ -17,7 +17,7 @@ from diffusers.utils import logging
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from unclip.diffusion.denoiser import Conditions, Denoiser, Posterior
+from unclip.diffusion.denoiser import Conditions, Denoiser, Posterior, Relay
 from unclip.diffusion.guidance import Guided
 from unclip.diffusion.prediction import add_noise, from_x0
 from unclip.diffusion.schedule import at_least_float32
@@ -31,6 +31,7 @@ StepCallback = Callable[[int, Tensor, dict[str, Tensor]], dict[str, Tensor] | No
 # Solver: sigmas[i] is sigma/alpha of a variance-preserving process, or the flow's sigma with use_flow_sigmas.
 # Exploding: sigmas[i] with alpha = 1. Flow: sigmas[i] with alpha = 1 - sigma.
 CHAIN: tuple[Any, ...] = (diffusers.DDPMScheduler, diffusers.DDIMScheduler, diffusers.PNDMScheduler)
+TAKES_X0: tuple[Any, ...] = (diffusers.DDPMScheduler, diffusers.DDIMScheduler)
 SOLVER: tuple[Any, ...] = (
     diffusers.DPMSolverMultistepScheduler,
     diffusers.DPMSolverSinglestepScheduler,
@@ -57,7 +58,7 @@ class LevelScheduler:
 
 @torch.no_grad()
 def denoise(
-    denoiser: Denoiser | Guided,
+    denoiser: Denoiser | Guided | Relay,
     scheduler: Any,
     x_T: Tensor,
     *,
@@ -143,6 +144,9 @@ def prepared(scheduler: Any, num_inference_steps: int, device: torch.device | st
         raise UserError(
             f"{type(scheduler).__name__} cannot take {num_inference_steps} steps: {reason}"
         ) from error
+    # Near pure noise x_0 hardly shows in what else would be said: as much of it as is asked for would be rounded away.
+    if isinstance(scheduler, TAKES_X0) and scheduler.config.prediction_type == "epsilon":
+        scheduler.register_to_config(prediction_type="sample")
     return scheduler
 
 
@@ -219,7 +223,7 @@ def _variance_type(scheduler: Any) -> str | None:
     return scheduler.config.get("variance_type") if isinstance(scheduler, CHAIN) else None
 
 
-def _check_variance(denoiser: Denoiser | Guided, scheduler: Any) -> None:
+def _check_variance(denoiser: Denoiser | Guided | Relay, scheduler: Any) -> None:
     if _variance_type(scheduler) in ("learned", "learned_range") and not denoiser.learned_variance:
         raise UserError(
             f"the scheduler's variance_type is {_variance_type(scheduler)!r}, but the network learned "

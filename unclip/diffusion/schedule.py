@@ -20,6 +20,7 @@ from unclip.errors import UserError
 # log(alpha/sigma) beyond this is noise alone, or signal alone, to single precision (zero terminal SNR has
 # -inf).
 MAX_LOG_SNR = 20.0
+ROUNDING = 2e4  # of a chain's times, in units of the last place of their levels
 
 
 class Schedule(ABC):
@@ -117,7 +118,10 @@ class DiscreteSchedule(Schedule):
         table = self.log_snr.to(log_snr)
         above = torch.searchsorted(-table, -log_snr).clamp(1, len(table) - 1)
         fraction = (table[above - 1] - log_snr) / (table[above - 1] - table[above])
-        return (above - 1 + fraction).clamp(0, self.t_max)
+        t = (above - 1 + fraction).clamp(0, self.t_max)
+        # A level of the chain itself, read off a table of this precision, means just that; float32 is off by 1.3e-3.
+        rounding = ROUNDING * torch.finfo(t.dtype).eps
+        return torch.where((t - t.round()).abs() < rounding, t.round(), t)
 
     def training_time(self, quantile: Tensor) -> Tensor:
         return (len(self) * quantile ** (1 / self.skew)).floor().clamp(max=self.t_max)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from unclip.models.autoregressive_prior import AutoregressivePrior
 from unclip.models.caption_prior import PrefixCache
 from unclip.models.decoder import Decoder
+from unclip.models.karlo import KarloDecoder, KarloPrior, KarloUpsampler, UnCLIPTextProjModel
 from unclip.models.layers import warn_of_another_clip
-from unclip.models.prior import DiffusionPrior
+from unclip.models.prior import DiffusionPrior, NoisedPrior
 from unclip.models.recall_prior import RecallPrior
 from unclip.models.regression_prior import RegressionPrior
 from unclip.models.upsampler import Upsampler
@@ -16,6 +17,7 @@ PRIORS = (
     RecallPrior,
     AutoregressivePrior,
     RegressionPrior,
+    KarloPrior,
 )  # any of them serves every pipeline
 
 __all__ = [
@@ -23,9 +25,14 @@ __all__ = [
     "AutoregressivePrior",
     "Decoder",
     "DiffusionPrior",
+    "KarloDecoder",
+    "KarloPrior",
+    "KarloUpsampler",
+    "NoisedPrior",
     "PrefixCache",
     "RecallPrior",
     "RegressionPrior",
+    "UnCLIPTextProjModel",
     "Upsampler",
     "warn_of_another_clip",
 ]

@@ -9,6 +9,7 @@ Legend of shapes: B batch, L text tokens, D embedding size, C token-state size, 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from diffusers import ModelMixin
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from torch import Tensor, nn
@@ -17,7 +18,36 @@ from unclip.models.caption_prior import CaptionPrior, PrefixCache
 from unclip.models.layers import ScalarEmbedding, ScaledEmbeddings
 
 
-class DiffusionPrior(CaptionPrior, ScaledEmbeddings, ModelMixin, ConfigMixin):
+class NoisedPrior(CaptionPrior):
+    """What every diffusion prior does: a noised z_i and its time follow the caption, and a query is asked for z_i.
+
+    Subclasses have `normalize`, `denormalize` and `_step_tokens`, and the layer `out`.
+    """
+
+    def forward(self, x: Tensor, t: Tensor, **text: Tensor) -> Tensor:
+        """Predict the scaled image embedding.
+
+        Args:
+            x: [B, D], noised image embedding in the scaled space (see `normalize`).
+            t: [B], time in the units of the training schedule.
+            text: the arguments of `prefix`; a text of fewer rows P serves B / P rows of x in succession each, and is
+                computed once for them. Or, in their place, what `prefix` made of them: `forward(x, t, **prefix)`.
+
+        Returns: [B, D], the clean embedding in the scaled space.
+        Raises: UserError if neither the text nor a prefix of as many rows is given.
+        """
+        return self.predict(x, t, self._prefix_for(len(x), text))
+
+    def predict(self, x: Tensor, t: Tensor, prefix: PrefixCache) -> Tensor:
+        """`forward` behind a prefix of as many rows as x [B, D] has -> [B, D]."""
+        return self.out(self._at_query(self._step_tokens(x, t), prefix))
+
+    def to_embeds(self, z: Tensor) -> Tensor:
+        """Scaled space [..., D] -> image embeddings as the decoder takes them: of unit norm."""
+        return F.normalize(self.denormalize(z), dim=-1)
+
+
+class DiffusionPrior(NoisedPrior, ScaledEmbeddings, ModelMixin, ConfigMixin):
     """Predicts the scaled image embedding z_i from a noised one and a caption (unCLIP §2.2).
 
     `schedule` and `prediction_type` say how the network was trained, for whoever makes a denoiser of it; the
@@ -55,21 +85,3 @@ class DiffusionPrior(CaptionPrior, ScaledEmbeddings, ModelMixin, ConfigMixin):
         B = x.shape[0]
         z_i = self.noised_in(x.to(self.query.dtype))
         return torch.stack([self.time_in(t.expand(B)), z_i, self.query.expand(B, -1)], dim=1)
-
-    def forward(self, x: Tensor, t: Tensor, **text: Tensor) -> Tensor:
-        """Predict the scaled image embedding.
-
-        Args:
-            x: [B, D], noised image embedding in the scaled space (see `normalize`).
-            t: [B], time in the units of the training schedule.
-            text: the arguments of `prefix`; a text of fewer rows P serves B / P rows of x in succession each, and is
-                computed once for them. Or, in their place, what `prefix` made of them: `forward(x, t, **prefix)`.
-
-        Returns: [B, D], the clean embedding in the scaled space.
-        Raises: UserError if neither the text nor a prefix of as many rows is given.
-        """
-        return self.predict(x, t, self._prefix_for(len(x), text))
-
-    def predict(self, x: Tensor, t: Tensor, prefix: PrefixCache) -> Tensor:
-        """`forward` behind a prefix of as many rows as x [B, D] has -> [B, D]."""
-        return self.out(self._at_query(self._step_tokens(x, t), prefix))

@@ -1,0 +1,286 @@
+"""Reading unCLIP checkpoints as they were published for diffusers (Karlo), which diffusers itself no longer can.
+
+The folder's model_index.json names diffusers' deprecated classes; here their tensors become the components of our
+pipelines: text encoder and tokenizer, with image encoder and processor where they are, are `clip`; decoder and
+text projection are `decoder`; the two super-resolution networks are `upsampler_256`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from diffusers import PriorTransformer, UNet2DConditionModel, UNet2DModel
+
+from unclip.clip import TransformersCLIP
+from unclip.diffusion import UnCLIPScheduler
+from unclip.errors import UserError
+from unclip.models import KarloDecoder, KarloPrior, KarloUpsampler, UnCLIPTextProjModel
+from unclip.models.saved import REMEDY, check_there, loading, tensors
+
+from .loading import FORMER, HUB_OPTIONS, INDEX, is_published, read_index
+
+ALWAYS = ("decoder", "text_proj", "text_encoder", "tokenizer", "super_res_first", "super_res_last")
+WITH_PRIOR = ("prior", "prior_scheduler")
+WITH_PICTURES = ("image_encoder", "feature_extractor")
+NETWORKS: dict[str, Any] = {
+    "prior": PriorTransformer,
+    "decoder": UNet2DConditionModel,
+    "text_proj": UnCLIPTextProjModel,
+    "super_res_first": UNet2DModel,
+    "super_res_last": UNet2DModel,
+}
+Load = Callable[[Any, Path], Any]  # (class, folder) -> network
+# The defaults of the calls of diffusers' pipelines.
+DEFAULTS = {
+    "prior_num_inference_steps": 25,
+    "decoder_num_inference_steps": 25,
+    "upsampler_num_inference_steps": 7,
+    "prior_guidance_scale": 4.0,
+    "decoder_guidance_scale": 8.0,
+    "num_prior_candidates": 1,
+    "plain_words": False,
+    "as_in_diffusers": True,
+}
+
+
+def check_published(folder: Path, index: dict[str, Any], variant: str | None = None) -> None:
+    """Look whether a published checkpoint is whole and of one piece, by its small files and the headers of its weights.
+
+    Raises:
+        UserError: naming the file that is missing, pickled, cut off or of another model, and the remedy.
+    """
+    wanted = ("decoder_scheduler", "super_res_scheduler", *ALWAYS)
+    wanted += WITH_PRIOR if FORMER[index["_class_name"]] else WITH_PICTURES
+    if missing := [name for name in wanted if not (folder / name).is_dir()]:
+        raise UserError(f"{folder / missing[0]} is missing, a component of {index['_class_name']}: {REMEDY}")
+    for name in wanted:
+        if name.endswith("_scheduler"):
+            scheduler_class(folder / name)
+        elif name == "tokenizer":
+            _check_tokenizer(folder / name)
+        elif name == "feature_extractor":
+            check_there(folder / name / "preprocessor_config.json")
+        else:
+            read_json(folder / name / "config.json")
+            weights_files(folder / name, variant)
+    _check_one_clip(folder, wanted)
+
+
+def published_folder(source: str, **hub: Any) -> Path | None:
+    """The folder of a published checkpoint, fetched if `source` is a hub repository's id; None for another model.
+
+    Args: hub: arguments of `from_pretrained`, of which those say what is fetched and where from.
+    """
+    folder = Path(source)
+    if folder.is_dir():
+        return folder if is_published(read_index(folder)) else None
+    from huggingface_hub import hf_hub_download, snapshot_download
+
+    given = {name: hub[name] for name in HUB_OPTIONS if name in hub}
+    with loading(f"model {source}"):
+        index = Path(hf_hub_download(source, INDEX, **given))
+        if not is_published(read_index(index.parent)):
+            return None
+        ending = f".{hub['variant']}.safetensors" if hub.get("variant") else ".safetensors"
+        patterns = ["*.json", "*.txt", f"*{ending}", f"*{ending.removesuffix('.safetensors')}-*.safetensors"]
+        ignored = [] if hub.get("variant") else ["*.fp16.*", "*.bf16.*"]
+        return Path(snapshot_download(source, allow_patterns=patterns, ignore_patterns=ignored, **given))
+
+
+def read_published(
+    folder: Path,
+    *,
+    without: Collection[str] = (),
+    variant: str | None = None,
+    torch_dtype: torch.dtype | None = None,
+    dtype: torch.dtype | None = None,
+    **other: Any,
+) -> dict[str, Any]:
+    """The components of a published checkpoint, checked and loaded, but those that the caller brings.
+
+    Raises:
+        UserError: as `check_published` and `read_network` do.
+    """
+    index = read_index(folder)
+    check_published(folder, index, variant)
+    load = partial(read_network, variant=variant, dtype=dtype or torch_dtype)
+    loaders = component_loaders(folder, index, load)
+    made = {name: make() for name, make in loaders.items() if name not in without}
+    return made | load_schedulers(folder, index)
+
+
+def component_loaders(folder: Path, index: dict[str, Any], load: Load) -> dict[str, Callable[[], Any]]:
+    """Component of this package's pipelines -> what makes it.
+
+    Args: load: what makes a network of its class and folder: `read_network`, or `outline` for none of its numbers.
+    """
+
+    def network(name: str) -> Any:
+        return load(NETWORKS[name], folder / name)
+
+    def clip() -> TransformersCLIP:
+        with loading(f"CLIP in {folder}"):
+            return TransformersCLIP.from_checkpoint(folder, load)
+
+    loaders: dict[str, Callable[[], Any]] = {
+        "clip": clip,
+        "decoder": lambda: KarloDecoder.from_diffusers(network("decoder"), network("text_proj")),
+        "upsampler_256": lambda: KarloUpsampler.from_diffusers(
+            network("super_res_first"), network("super_res_last"), _factor(folder)
+        ),
+    }
+    if FORMER[index["_class_name"]]:
+        loaders["prior"] = lambda: KarloPrior.from_diffusers(network("prior"))
+    return loaders
+
+
+def load_schedulers(folder: Path, index: dict[str, Any]) -> dict[str, Any]:
+    """The schedulers of a published checkpoint, and None for a prior that it has not."""
+    names = {"decoder_scheduler": "decoder_scheduler", "super_res_scheduler": "upsampler_256_scheduler"}
+    absent: dict[str, Any] = {}
+    if FORMER[index["_class_name"]]:
+        names["prior_scheduler"] = "prior_scheduler"
+    else:
+        absent = {"prior": None, "prior_scheduler": None}
+    return absent | {
+        own: scheduler_class(folder / former).from_pretrained(folder / former)
+        for former, own in names.items()
+    }
+
+
+def scheduler_class(folder: Path) -> Any:
+    """The class of a saved scheduler: this package's own for Karlo's, else one of diffusers.
+
+    Raises:
+        UserError: it is unknown.
+    """
+    path = folder / "scheduler_config.json"
+    name = read_json(path).get("_class_name")
+    if name == UnCLIPScheduler.__name__:
+        return UnCLIPScheduler
+    found = getattr(diffusers, name, None) if isinstance(name, str) and name.endswith("Scheduler") else None
+    if found is None:
+        raise UserError(
+            f"{path} names the unknown scheduler {name!r}: write one of diffusers' there, as UnCLIPScheduler"
+        )
+    return found
+
+
+def weights_files(folder: Path, variant: str | None = None) -> list[Path]:
+    """The safetensors files of a component, each whole by its header.
+
+    Raises:
+        UserError: there are none, or pickles alone, or one is cut off.
+    """
+    middle = f".{variant}" if variant else ""
+    for stem in ("diffusion_pytorch_model", "model"):
+        shards = folder / f"{stem}.safetensors.index{middle}.json"
+        whole = folder / f"{stem}{middle}.safetensors"
+        if shards.is_file():
+            files = sorted({folder / name for name in read_json(shards)["weight_map"].values()})
+        elif whole.is_file():
+            files = [whole]
+        else:
+            continue
+        for path in files:
+            check_there(path)
+            tensors(path)
+        return files
+    if pickles := sorted(folder.glob(f"*pytorch_model*{middle}.bin")):
+        raise UserError(
+            f"{pickles[0]} is a pickle, which can run any code, and is not loaded: convert the checkpoint by "
+            f"`unclip convert {folder.parent} --output DIR`"
+        )
+    others = sorted(path.name for path in folder.glob("*.safetensors"))
+    kind = f"weights of variant {variant!r}" if variant else "weights without a variant"
+    raise UserError(
+        f"{folder} has no {kind}"
+        + (f", but {', '.join(others)}: choose another variant" if others else f": {REMEDY}")
+    )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
+    check_there(path)
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}): {REMEDY}") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path} is damaged (not a JSON object): {REMEDY}")
+    return found
+
+
+def _check_tokenizer(folder: Path) -> None:
+    if not (folder / "tokenizer.json").is_file():
+        for name in ("vocab.json", "merges.txt"):
+            check_there(folder / name)
+
+
+def _check_one_clip(folder: Path, parts: tuple[str, ...]) -> None:
+    """Raise UserError where a network was made for embeddings of another size than the text encoder's."""
+    keys = {"prior": "embedding_dim", "text_proj": "clip_embeddings_dim", "image_encoder": "projection_dim"}
+    own = read_json(folder / "text_encoder" / "config.json").get("projection_dim", 512)
+    for name, key in keys.items():
+        if name not in parts:
+            continue
+        found = read_json(folder / name / "config.json").get(key, 512 if name == "image_encoder" else 768)
+        if found != own:
+            raise UserError(
+                f"{folder / name / 'config.json'} belongs to another CLIP: its {key} is {found}, the text encoder's "
+                f"projection_dim {own}; take both from one checkpoint"
+            )
+
+
+def _factor(folder: Path) -> int:
+    """How much larger the upsampler's pictures are than the decoder's."""
+    small, large = (
+        int(read_json(folder / name / "config.json")["sample_size"])
+        for name in ("decoder", "super_res_first")
+    )
+    return large // small
+
+
+def read_network(kind: Any, folder: Path, variant: str | None, dtype: torch.dtype | None) -> Any:
+    """A network of diffusers or transformers, every tensor of which was in its files; float32 unless told otherwise.
+
+    Raises:
+        UserError: a tensor is missing, left over or of another shape.
+    """
+    of_diffusers = issubclass(kind, diffusers.ModelMixin)
+    options: dict[str, Any] = {"torch_dtype" if of_diffusers else "dtype": dtype or torch.float32}
+    with loading(f"{kind.__name__} in {folder}"):
+        network, report = kind.from_pretrained(
+            folder,
+            variant=variant,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+            **options,
+        )
+    wrong = [*report["missing_keys"], *report["unexpected_keys"], *report.get("mismatched_keys", ())]
+    wrong = [each for each in wrong if not str(each).endswith("position_ids")]  # a buffer of old transformers
+    if wrong:
+        raise UserError(
+            f"the weights in {folder} do not fit its config.json: {len(wrong)} tensors are missing, left over or of "
+            f"another shape, e.g. {wrong[0]}; {REMEDY}"
+        )
+    return network.eval()
+
+
+def outline(kind: Any, folder: Path) -> Any:
+    """A network of diffusers or transformers without its numbers, on the meta device."""
+    with loading(f"configuration of {kind.__name__} in {folder}"), torch.device("meta"):
+        if issubclass(kind, diffusers.ModelMixin):
+            return kind.from_config(kind.load_config(folder)).eval()
+        return kind(kind.config_class.from_pretrained(folder)).eval()
