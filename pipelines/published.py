@@ -70,6 +70,8 @@ def check_published(folder: Path, index: dict[str, Any], variant: str | None = N
             read_json(folder / name / "config.json")
             weights_files(folder / name, variant)
     _check_one_clip(folder, wanted)
+    for name in NETWORKS.keys() & set(wanted):
+        _check_shapes(NETWORKS[name], folder / name, variant)
 
 
 def published_folder(source: str, **hub: Any) -> Path | None:
@@ -240,6 +242,18 @@ def _check_one_clip(folder: Path, parts: tuple[str, ...]) -> None:
                 f"{folder / name / 'config.json'} belongs to another CLIP: its {key} is {found}, the text encoder's "
                 f"projection_dim {own}; take both from one checkpoint"
             )
+
+
+def _check_shapes(kind: Any, folder: Path, variant: str | None) -> None:
+    """Raise UserError where a tensor is of another shape than the configuration says."""
+    expected = {name: list(tensor.shape) for name, tensor in outline(kind, folder).state_dict().items()}
+    for path in weights_files(folder, variant):
+        for name, entry in tensors(path).items():
+            if name in expected and entry["shape"] != expected[name]:
+                raise UserError(
+                    f"{path} does not fit the config.json beside it: expected {name} of shape {expected[name]}, got "
+                    f"{entry['shape']}; take both from one checkpoint"
+                )
 
 
 def _factor(folder: Path) -> int:

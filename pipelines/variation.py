@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -69,6 +69,9 @@ class UnCLIPVariationPipeline(Manipulation):
         """
         eta = check_share(eta, "eta")
         check_count(num_corrections, "num_corrections")
+        image_embeds = cast(dict[str, Any], options).pop(
+            "image_embeddings", image_embeds
+        )  # their name in diffusers
         given = self._given(image, image_embeds, fit)
         inverted = self._is_inverted(noise, given)
         found = given.options() if isinstance(given, Latents) else INVERTED
