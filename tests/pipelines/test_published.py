@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
-from tests import karlo
+from benchmarks import karlo_checkpoint as karlo
 from unclip.clip import TransformersCLIP
 from unclip.diffusion import UnCLIPScheduler
 from unclip.errors import UserError

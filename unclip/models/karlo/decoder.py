@@ -21,6 +21,7 @@ from unclip.models.caption_prior import Encoded
 from unclip.models.karlo.attention import ContextProcessor, context_attentions
 from unclip.models.karlo.take import own_config, with_tensors_of
 from unclip.models.karlo.text_proj import UnCLIPTextProjModel
+from unclip.models.winograd import use_winograd
 
 
 class KarloDecoder(ModelMixin, ConfigMixin):
@@ -46,6 +47,7 @@ class KarloDecoder(ModelMixin, ConfigMixin):
         super().__init__()
         self.unet = UNet2DConditionModel(**unet_config)
         self.text_proj = UnCLIPTextProjModel(**text_proj_config)
+        use_winograd(self.unet)
         self.attentions = {name: ContextProcessor(name) for name in context_attentions(self.unet)}
         for name, attention in context_attentions(self.unet).items():
             attention.set_processor(self.attentions[name])

@@ -14,6 +14,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from torch import Tensor
 
 from unclip.models.karlo.take import own_config
+from unclip.models.winograd import use_winograd
 
 
 class KarloUpsampler(ModelMixin, ConfigMixin):
@@ -39,6 +40,7 @@ class KarloUpsampler(ModelMixin, ConfigMixin):
         super().__init__()
         self.first, self.last = UNet2DModel(**first_config), UNet2DModel(**last_config)
         self.factor = factor
+        use_winograd(self)
 
     @classmethod
     def from_diffusers(cls, first: Any, last: Any, factor: int = 4) -> KarloUpsampler:
@@ -67,4 +69,5 @@ class KarloUpsampler(ModelMixin, ConfigMixin):
             low_res.float(), x.shape[2:], mode="bicubic", align_corners=False, antialias=True
         )
         network = self.last if last else self.first
-        return network(torch.cat([x, enlarged], dim=1).to(network.dtype), t, return_dict=False)[0]
+        both = torch.cat([x, enlarged], dim=1).to(network.dtype, memory_format=torch.channels_last)
+        return network(both, t, return_dict=False)[0]
