@@ -23,7 +23,7 @@ from .memory import Stored, stored_components
 from .plain_words import PlainWords
 from .priors import SeveralPriors
 from .published import DEFAULTS as PUBLISHED_DEFAULTS
-from .published import published_folder, read_published
+from .published import published_folder, read_published, taken_over
 
 COMPONENTS = (
     *("clip", "prior", "prior_scheduler", "decoder", "decoder_scheduler"),
@@ -130,6 +130,16 @@ class UnCLIPComponents(PlainWords, SeveralPriors):
             pipe = cls(**{**dict.fromkeys(COMPONENTS), **parts}, **PUBLISHED_DEFAULTS)
             pipe._looked, pipe._priors_folder = True, folder / PRIORS_FOLDER
         pipe._stored = stored
+        return pipe
+
+    @classmethod
+    def from_diffusers(cls, pipeline: Any) -> Any:
+        """A pipeline of diffusers' deprecated UnCLIPPipeline or UnCLIPImageVariationPipeline as this one, in memory.
+
+        Nothing is copied, and the other pipeline goes on working.
+        """
+        pipe = cls(**{**dict.fromkeys(COMPONENTS), **taken_over(pipeline)}, **PUBLISHED_DEFAULTS)
+        pipe._looked = True
         return pipe
 
     @classmethod

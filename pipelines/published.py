@@ -35,6 +35,11 @@ NETWORKS: dict[str, Any] = {
     "super_res_first": UNet2DModel,
     "super_res_last": UNet2DModel,
 }
+SCHEDULERS = {  # as published -> as here
+    "prior_scheduler": "prior_scheduler",
+    "decoder_scheduler": "decoder_scheduler",
+    "super_res_scheduler": "upsampler_256_scheduler",
+}
 Load = Callable[[Any, Path], Any]  # (class, folder) -> network
 # The defaults of the calls of diffusers' pipelines.
 DEFAULTS = {
@@ -117,6 +122,26 @@ def read_published(
     return made | load_schedulers(folder, index)
 
 
+def taken_over(pipeline: Any) -> dict[str, Any]:
+    """The components of a pipeline of diffusers' deprecated classes in memory, on the same tensors."""
+    parts = pipeline.components
+    first, decoder = parts["super_res_first"], parts["decoder"]
+    factor = first.config.sample_size // decoder.config.sample_size
+    own: dict[str, Any] = {
+        "clip": TransformersCLIP.from_parts(
+            *(parts.get(name) for name in ("text_encoder", "tokenizer", "image_encoder", "feature_extractor"))
+        ),
+        "decoder": KarloDecoder.from_diffusers(decoder, parts["text_proj"]),
+        "upsampler_256": KarloUpsampler.from_diffusers(first, parts["super_res_last"], factor),
+    }
+    if "prior" in parts:
+        own["prior"] = KarloPrior.from_diffusers(parts["prior"])
+    for former, name in SCHEDULERS.items():
+        if former in parts:
+            own[name] = UnCLIPScheduler.from_config(parts[former].config)
+    return own
+
+
 def component_loaders(folder: Path, index: dict[str, Any], load: Load) -> dict[str, Callable[[], Any]]:
     """Component of this package's pipelines -> what makes it.
 
@@ -144,15 +169,12 @@ def component_loaders(folder: Path, index: dict[str, Any], load: Load) -> dict[s
 
 def load_schedulers(folder: Path, index: dict[str, Any]) -> dict[str, Any]:
     """The schedulers of a published checkpoint, and None for a prior that it has not."""
-    names = {"decoder_scheduler": "decoder_scheduler", "super_res_scheduler": "upsampler_256_scheduler"}
-    absent: dict[str, Any] = {}
-    if FORMER[index["_class_name"]]:
-        names["prior_scheduler"] = "prior_scheduler"
-    else:
-        absent = {"prior": None, "prior_scheduler": None}
+    with_prior = FORMER[index["_class_name"]]
+    absent = {} if with_prior else {"prior": None, "prior_scheduler": None}
     return absent | {
         own: scheduler_class(folder / former).from_pretrained(folder / former)
-        for former, own in names.items()
+        for former, own in SCHEDULERS.items()
+        if with_prior or former != "prior_scheduler"
     }
 
 
