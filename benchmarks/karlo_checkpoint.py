@@ -42,7 +42,7 @@ class Size:
 SIZES = {
     "tiny": Size(16, (16, 2, 2, 66), (2, 12, 2), 16, 2, (16, 32), 1, 24, 8, 8),
     "small": Size(256, (256, 6, 4, 66), (8, 64, 8), 64, 4, (64, 128, 192, 256), 2, 384, 64, 32),
-    # As published: 2.4B parameters.
+    # As published.
     "full": Size(768, (768, 12, 12, 49408), (32, 64, 20), 64, 4, (320, 640, 960, 1280), 3, 1536, 64, 32),
 }
 EMBED, SIDE, FACTOR = SIZES["tiny"].embed, SIZES["tiny"].side, SIZES["tiny"].factor

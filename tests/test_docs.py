@@ -19,7 +19,7 @@ from unclip.train.cli import main as train_main
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 COMMANDS = {
-    *("generate", "demo", "train", "assemble", "info", "data build emoji", "data lexicon"),
+    *("generate", "demo", "train", "assemble", "info", "convert", "data build emoji", "data lexicon"),
     *("vary", "blend", "diff", "edit", "upscale", "invert", "describe"),
     *("eval emoji", "eval card", "eval memorisation", "eval gallery", "eval words"),
     *("eval claims", "eval manipulations", "eval pca"),
