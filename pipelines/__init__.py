@@ -9,6 +9,9 @@ from .editing import UnCLIPImg2ImgPipeline, UnCLIPInpaintPipeline
 from .inputs import Settings
 from .interpolation import UnCLIPInterpolationPipeline
 from .latents import Latents
+from .mixing import UnCLIPMix, check_same_clip, decoder_arguments
+from .prior_alone import UnCLIPPriorPipeline, UnCLIPPriorPipelineOutput
+from .prior_checkpoints import load_prior
 from .text_diff import UnCLIPTextDiffPipeline
 from .text_to_image import UnCLIPTextToImagePipeline
 from .upscale import UnCLIPUpscalePipeline
@@ -20,11 +23,17 @@ __all__ = [
     "UnCLIPImg2ImgPipeline",
     "UnCLIPInpaintPipeline",
     "UnCLIPInterpolationPipeline",
+    "UnCLIPMix",
     "UnCLIPPipelineOutput",
+    "UnCLIPPriorPipeline",
+    "UnCLIPPriorPipelineOutput",
     "UnCLIPTextDiffPipeline",
     "UnCLIPTextToImagePipeline",
     "UnCLIPUpscalePipeline",
     "UnCLIPVariationPipeline",
+    "check_same_clip",
+    "decoder_arguments",
+    "load_prior",
 ]
 
 # DiffusionPipeline.from_pretrained(folder) looks in diffusers for the class that model_index.json names, and imports no
@@ -37,5 +46,6 @@ for _pipeline in (
     UnCLIPImg2ImgPipeline,
     UnCLIPInpaintPipeline,
     UnCLIPUpscalePipeline,
+    UnCLIPPriorPipeline,
 ):
     setattr(diffusers, _pipeline.__name__, _pipeline)

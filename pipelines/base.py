@@ -11,6 +11,7 @@ A pipeline is what stands between its arguments and these stages:
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -111,7 +112,7 @@ class UnCLIPStages(UnCLIPComponents):
         """The prior: image embeddings [B, D] of P captions, B a multiple of P; `redraw` is as of `sample_prior`."""
         negative = negative or self.encode_nothing()
         noise = call.noise("prior_latents", (len(seeds), self.clip.embed_dim))
-        with self.at_work("prior"):
+        with self.at_work("prior") if call.prior is self.prior else nullcontext():
             return sample_prior(
                 call.prior,
                 self.prior_scheduler,

@@ -18,8 +18,8 @@ from unclip.models.autoregressive_prior import TOP_P
 from unclip.models.saved import loading
 
 from .inputs import Settings
-from .loading import PRIORS_FOLDER, find_lexicon, find_priors, locate
-from .memory import Stored, stored_components
+from .loading import PRIORS_FOLDER, REQUIRED, find_lexicon, find_priors, locate
+from .memory import Stored, is_outline, stored_components
 from .plain_words import PlainWords
 from .priors import SeveralPriors
 from .published import DEFAULTS as PUBLISHED_DEFAULTS
@@ -52,6 +52,7 @@ class UnCLIPComponents(PlainWords, SeveralPriors):
         "upsampler_1024_scheduler",
     ]
     _callback_tensor_inputs = ["latents", "x0"]  # noqa: RUF012
+    _required = REQUIRED  # of a model folder
 
     clip: FrozenCLIP | TransformersCLIP
     prior: DiffusionPrior | KarloPrior | None
@@ -115,19 +116,20 @@ class UnCLIPComponents(PlainWords, SeveralPriors):
         Raises:
             UserError: a file is missing, cut off, pickled or does not fit.
         """
-        source = locate(pretrained_model_name_or_path)
+        source = locate(pretrained_model_name_or_path, cls._required)
         folder = published_folder(source, **kwargs)
-        own = {name: kwargs.pop(name) for name in COMPONENTS if folder and name in kwargs}
+        own = {name: kwargs.pop(name) for name in COMPONENTS if name in kwargs}
         stored = stored_components(folder or source, **kwargs) if low_memory else None
         outlines = {} if stored is None else stored.outlines(without=own)
         if folder is None:
             with loading(f"model {source}"):
-                pipe: Any = super().from_pretrained(source, **outlines, **kwargs)
+                pipe: Any = super().from_pretrained(source, **outlines, **own, **kwargs)
             pipe._lexicon_file = find_lexicon(source, **kwargs)
             pipe._priors_folder = find_priors(source, **kwargs)
         else:
+            defaults = {name: kwargs.pop(name, value) for name, value in PUBLISHED_DEFAULTS.items()}
             parts = read_published(folder, without={**outlines, **own}, **kwargs) | outlines | own
-            pipe = cls(**{**dict.fromkeys(COMPONENTS), **parts}, **PUBLISHED_DEFAULTS)
+            pipe = cls(**{**dict.fromkeys(COMPONENTS), **parts}, **defaults)
             pipe._looked, pipe._priors_folder = True, folder / PRIORS_FOLDER
         pipe._stored = stored
         return pipe
@@ -194,8 +196,19 @@ class UnCLIPComponents(PlainWords, SeveralPriors):
     @contextmanager
     def at_work(self, name: str) -> Iterator[None]:
         """While a component works it is in memory; with `low_memory` no longer."""
-        if self._stored is None or name not in self._stored:
+        network = getattr(self, name)
+        if self._stored is None or name not in self._stored or not is_outline(network):
             yield
             return
-        with self._stored.reading(name, getattr(self, name)):
+        with self._stored.reading(name, network):
             yield
+
+    def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
+        """Save all components, the lexicon and the other priors.
+
+        Raises:
+            UserError: the networks are not in memory.
+        """
+        if self._stored is not None:
+            raise UserError("low_memory holds no networks to save: load the model without it first")
+        super().save_pretrained(save_directory, *args, **kwargs)

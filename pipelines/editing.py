@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from typing_extensions import Unpack
 
@@ -51,7 +50,7 @@ class _Edit(Manipulation):
         negative = None if negatives is None else self.encode(negatives, call)
         z = self.embeds_of(text, negative, seeds, call)
         if image_weight:
-            z = F.normalize(slerp(z, self.embed(given).repeat_interleave(each, dim=0), image_weight), dim=-1)
+            z = slerp(z, self.embed(given).repeat_interleave(each, dim=0), image_weight)
         return z, repeat(text, each), None if negative is None else repeat(negative, each)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,10 @@ FORMER = {"UnCLIPPipeline": True, "UnCLIPImageVariationPipeline": False}
 HUB_OPTIONS = ("cache_dir", "local_files_only", "revision", "token")
 
 
-def locate(model: str | Path | None) -> str:
+def locate(model: str | Path | None, required: Sequence[str] = REQUIRED) -> str:
     """Where a model lies: the embedded one for None, a checked folder, or a hub repository's id as it is.
+
+    Args: required: the components that it must have.
 
     Raises:
         UserError: no such folder, or one that is not a whole pipeline.
@@ -36,12 +39,17 @@ def locate(model: str | Path | None) -> str:
         model = EMBEDDED
     folder = Path(model).expanduser()
     if folder.is_dir():
-        check_pipeline_folder(folder)
+        check_pipeline_folder(folder, required)
         return str(folder)
     name = str(model)
-    if isinstance(model, Path) or name.startswith((".", "/", "~")) or name.count("/") != 1:
+    if not may_be_hub_id(model):
         raise UserError(f"no model folder at {name}: give a folder with a {INDEX}, or a hub id (owner/name)")
     return name
+
+
+def may_be_hub_id(model: str | Path) -> bool:
+    """Whether a name has the form owner/name."""
+    return isinstance(model, str) and not model.startswith((".", "/", "~")) and model.count("/") == 1
 
 
 def find_lexicon(source: str, **hub: Any) -> Path | None:
@@ -138,7 +146,7 @@ def is_published(index: dict[str, Any]) -> bool:
     return index.get("_class_name") in FORMER
 
 
-def check_pipeline_folder(folder: Path) -> None:
+def check_pipeline_folder(folder: Path, required: Sequence[str] = REQUIRED) -> None:
     """Look whether every component is there and every weights file whole; published ones are checked on reading.
 
     Raises:
@@ -147,7 +155,7 @@ def check_pipeline_folder(folder: Path) -> None:
     if is_published(read_index(folder)):
         return
     parts = components(folder)
-    if missing := [name for name in REQUIRED if name not in parts]:
+    if missing := [name for name in required if name not in parts]:
         kind = read_index(folder).get("_class_name", "pipeline of no class")
         raise UserError(
             f"{folder} holds a {kind} without {', '.join(missing)}: name the folder of an unCLIP model"

@@ -22,6 +22,11 @@ from .published import check_published, component_loaders, outline, read_network
 Loader = Callable[[], Any]
 
 
+def is_outline(network: Any) -> bool:
+    """Whether a network has no numbers."""
+    return isinstance(network, nn.Module) and any(each.is_meta for each in network.parameters())
+
+
 class Stored:
     """Components by name: what gives one without its numbers, and what reads it.
 
@@ -76,7 +81,10 @@ def stored_components(
     Raises:
         UserError: there is no such folder.
     """
-    folder, dtype = Path(source), dtype or torch_dtype
+    folder, dtype = (
+        Path(source).resolve(),
+        dtype or torch_dtype,
+    )  # wherever the program goes before it is read
     if not folder.is_dir():
         raise UserError(f"low_memory reads from a folder, got {source}: download the repository first")
     index = read_index(folder)

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from unclip.clip import TextEncoding
 from unclip.diffusion import denoise, first_step, noise_to_step
 from unclip.errors import UserError
-from unclip.models import PRIORS, AutoregressivePrior, NoisedPrior, RegressionPrior
+from unclip.models import PRIORS, AutoregressivePrior, EclipsePrior, NoisedPrior, RegressionPrior
 from unclip.models.saved import load_network
 
 from .inputs import Settings
@@ -105,6 +105,11 @@ def _(prior: RegressionPrior, draw: Draw) -> Tensor:
     return prior.sample(draw.text, draw.generators)
 
 
+@draw_embeds.register
+def _(prior: EclipsePrior, draw: Draw) -> Tensor:
+    return prior.sample(draw.text, draw.generators, draw.noise)
+
+
 def sample_prior(
     prior: Any,
     scheduler: Any,
@@ -147,7 +152,6 @@ class SeveralPriors(DiffusionPipeline):
 
     clip: Any
     prior: Any
-    decoder: Any
     _priors_folder: Path | None = None
 
     def __init__(self) -> None:
@@ -177,16 +181,16 @@ class SeveralPriors(DiffusionPipeline):
         if wanted is None or wanted == DIFFUSION:
             return self.prior
         if not isinstance(wanted, str):
-            return self._fitting(wanted, type(wanted).__name__).to(self.device).to(self.decoder.dtype)
+            return self._fitting(wanted, type(wanted).__name__).to(self.device).to(self.dtype)
         if wanted not in self.prior_names:
             raise UserError(f"no prior {wanted!r} in this model: choose one of {', '.join(self.prior_names)}")
         if wanted not in self._loaded_priors:
             self._loaded_priors[wanted] = self._fitting(self._load_prior(wanted), wanted)
-        return self._loaded_priors[wanted].to(self.device).to(self.decoder.dtype)
+        return self._loaded_priors[wanted].to(self.device).to(self.dtype)
 
     def _load_prior(self, name: str) -> Any:
         if name == NONE:
-            return RegressionPrior.identity(self.clip.embed_dim, self.clip.token_dim)
+            return RegressionPrior.identity(self.clip.embed_dim, self.clip.token_dim, self.clip.unit_norm)
         assert self.priors_folder is not None  # else there was no such name
         return load_network(PRIORS, self.priors_folder / name)
 

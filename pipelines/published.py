@@ -8,7 +8,7 @@ text projection are `decoder`; the two super-resolution networks are `upsampler_
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -62,14 +62,21 @@ def check_published(folder: Path, index: dict[str, Any], variant: str | None = N
     """
     wanted = ("decoder_scheduler", "super_res_scheduler", *ALWAYS)
     wanted += WITH_PRIOR if FORMER[index["_class_name"]] else WITH_PICTURES
+    check_components(folder, wanted, index["_class_name"], variant)
+
+
+def check_components(
+    folder: Path, wanted: tuple[str, ...], pipeline: str, variant: str | None = None
+) -> None:
+    """`check_published` for some components of a pipeline of diffusers."""
     if missing := [name for name in wanted if not (folder / name).is_dir()]:
-        raise UserError(f"{folder / missing[0]} is missing, a component of {index['_class_name']}: {REMEDY}")
+        raise UserError(f"{folder / missing[0]} is missing, a component of {pipeline}: {REMEDY}")
     for name in wanted:
-        if name.endswith("_scheduler"):
+        if name.endswith("scheduler"):
             scheduler_class(folder / name)
         elif name == "tokenizer":
             _check_tokenizer(folder / name)
-        elif name == "feature_extractor":
+        elif name in ("feature_extractor", "image_processor"):
             check_there(folder / name / "preprocessor_config.json")
         else:
             read_json(folder / name / "config.json")
@@ -87,17 +94,57 @@ def published_folder(source: str, **hub: Any) -> Path | None:
     folder = Path(source)
     if folder.is_dir():
         return folder if is_published(read_index(folder)) else None
-    from huggingface_hub import hf_hub_download, snapshot_download
+    from huggingface_hub import hf_hub_download
 
     given = {name: hub[name] for name in HUB_OPTIONS if name in hub}
     with loading(f"model {source}"):
         index = Path(hf_hub_download(source, INDEX, **given))
-        if not is_published(read_index(index.parent)):
-            return None
-        ending = f".{hub['variant']}.safetensors" if hub.get("variant") else ".safetensors"
-        patterns = ["*.json", "*.txt", f"*{ending}", f"*{ending.removesuffix('.safetensors')}-*.safetensors"]
-        ignored = [] if hub.get("variant") else ["*.fp16.*", "*.bf16.*"]
-        return Path(snapshot_download(source, allow_patterns=patterns, ignore_patterns=ignored, **given))
+        return fetch(source, hub.get("variant"), **given) if is_published(read_index(index.parent)) else None
+
+
+def fetch(source: str, variant: str | None, parts: Collection[str] | None = None, **given: Any) -> Path:
+    """The folder of a hub repository's snapshot: its configurations, and its weights in safetensors.
+
+    Args:
+        variant: of the weights, where a component has it.
+        parts: the folders in it that are wanted, "" for the repository's own; all of them by default.
+        given: HUB_OPTIONS.
+
+    Raises:
+        UserError: weights are there as pickles alone; said before anything large is fetched.
+    """
+    from huggingface_hub import list_repo_files, snapshot_download
+
+    if given.get("local_files_only"):
+        return Path(snapshot_download(source, **given))
+    names = list_repo_files(source, revision=given.get("revision"), token=given.get("token"))
+    return Path(
+        snapshot_download(source, allow_patterns=wanted_files(source, names, variant, parts), **given)
+    )
+
+
+def wanted_files(
+    source: str, names: Sequence[str], variant: str | None, parts: Collection[str] | None = None
+) -> list[str]:
+    """Of the files of a hub repository those that `fetch` takes."""
+    folders: dict[str, list[str]] = {}
+    for name in names:
+        folder = name.rpartition("/")[0]
+        if "/" not in folder and (folder in parts if parts is not None else True):
+            folders.setdefault(folder, []).append(name)
+    wanted = [INDEX] if INDEX in names else []
+    for own in folders.values():
+        wanted += [name for name in own if name.endswith((".json", ".txt"))]
+        weights = [name for name in own if name.endswith(".safetensors")]
+        pickles = [name for name in own if name.endswith(".bin")]
+        if pickles and not weights:
+            raise UserError(
+                f"{source} has {pickles[0]} as a pickle alone, which can run any code: download it by `hf download "
+                f"{source} --local-dir FOLDER` and convert it by `unclip convert FOLDER --output DIR`"
+            )
+        of_variant = [name for name in weights if variant and f".{variant}" in name]
+        wanted += of_variant or [name for name in weights if name.rpartition("/")[2].count(".") == 1]
+    return wanted
 
 
 def read_published(
@@ -112,8 +159,15 @@ def read_published(
     """The components of a published checkpoint, checked and loaded, but those that the caller brings.
 
     Raises:
-        UserError: as `check_published` and `read_network` do.
+        UserError: as `check_published` and `read_network` do; an option that is not known here.
     """
+    if unknown := sorted(
+        other.keys() - {*HUB_OPTIONS, "use_safetensors", "low_cpu_mem_usage", "force_download"}
+    ):
+        raise UserError(
+            f"unknown option {unknown[0]!r}: a published checkpoint takes variant, torch_dtype, low_memory, components "
+            "and defaults of this package's pipelines, and where it is fetched from"
+        )
     index = read_index(folder)
     check_published(folder, index, variant)
     load = partial(read_network, variant=variant, dtype=dtype or torch_dtype)
@@ -171,11 +225,12 @@ def load_schedulers(folder: Path, index: dict[str, Any]) -> dict[str, Any]:
     """The schedulers of a published checkpoint, and None for a prior that it has not."""
     with_prior = FORMER[index["_class_name"]]
     absent = {} if with_prior else {"prior": None, "prior_scheduler": None}
-    return absent | {
-        own: scheduler_class(folder / former).from_pretrained(folder / former)
-        for former, own in SCHEDULERS.items()
-        if with_prior or former != "prior_scheduler"
-    }
+    with loading(f"schedulers in {folder}"):
+        return absent | {
+            own: scheduler_class(folder / former).from_pretrained(folder / former)
+            for former, own in SCHEDULERS.items()
+            if with_prior or former != "prior_scheduler"
+        }
 
 
 def scheduler_class(folder: Path) -> Any:
@@ -202,12 +257,15 @@ def weights_files(folder: Path, variant: str | None = None) -> list[Path]:
     Raises:
         UserError: there are none, or pickles alone, or one is cut off.
     """
-    middle = f".{variant}" if variant else ""
+    middle = f".{variant}" if has_variant(folder, variant) else ""
     for stem in ("diffusion_pytorch_model", "model"):
         shards = folder / f"{stem}.safetensors.index{middle}.json"
         whole = folder / f"{stem}{middle}.safetensors"
         if shards.is_file():
-            files = sorted({folder / name for name in read_json(shards)["weight_map"].values()})
+            places = read_json(shards).get("weight_map")
+            if not isinstance(places, dict):
+                raise UserError(f"{shards} is damaged (no weight_map): {REMEDY}")
+            files = sorted({folder / str(name) for name in places.values()})
         elif whole.is_file():
             files = [whole]
         else:
@@ -229,6 +287,11 @@ def weights_files(folder: Path, variant: str | None = None) -> list[Path]:
     )
 
 
+def has_variant(folder: Path, variant: str | None) -> bool:
+    """Whether a component has weights of a variant; one that has not is read without, as diffusers does."""
+    return variant is not None and any(folder.glob(f"*.{variant}*"))
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file.
 
@@ -246,9 +309,11 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _check_tokenizer(folder: Path) -> None:
-    if not (folder / "tokenizer.json").is_file():
-        for name in ("vocab.json", "merges.txt"):
-            check_there(folder / name)
+    if (folder / "tokenizer.json").is_file():
+        read_json(folder / "tokenizer.json")
+        return
+    read_json(folder / "vocab.json")
+    check_there(folder / "merges.txt")
 
 
 def _check_one_clip(folder: Path, parts: tuple[str, ...]) -> None:
@@ -279,12 +344,21 @@ def _check_shapes(kind: Any, folder: Path, variant: str | None) -> None:
 
 
 def _factor(folder: Path) -> int:
-    """How much larger the upsampler's pictures are than the decoder's."""
-    small, large = (
-        int(read_json(folder / name / "config.json")["sample_size"])
-        for name in ("decoder", "super_res_first")
-    )
-    return large // small
+    """How much larger the upsampler's pictures are than the decoder's.
+
+    Raises:
+        UserError: a size is missing, or the larger is no multiple of the smaller.
+    """
+    paths = [folder / name / "config.json" for name in ("decoder", "super_res_first")]
+    sizes = [read_json(path).get("sample_size") for path in paths]
+    for path, size in zip(paths, sizes, strict=True):
+        if not isinstance(size, int) or size < 1:
+            raise UserError(f"{path} must have a sample_size in pixels, got {size!r}: {REMEDY}")
+    if sizes[1] % sizes[0]:
+        raise UserError(
+            f"{paths[1]} makes pictures of {sizes[1]} px, no multiple of the decoder's {sizes[0]}: {REMEDY}"
+        )
+    return sizes[1] // sizes[0]
 
 
 def read_network(kind: Any, folder: Path, variant: str | None, dtype: torch.dtype | None) -> Any:
@@ -298,7 +372,7 @@ def read_network(kind: Any, folder: Path, variant: str | None, dtype: torch.dtyp
     with loading(f"{kind.__name__} in {folder}"):
         network, report = kind.from_pretrained(
             folder,
-            variant=variant,
+            variant=variant if has_variant(folder, variant) else None,
             use_safetensors=True,
             local_files_only=True,
             output_loading_info=True,

@@ -26,7 +26,9 @@ from unclip.pipelines import (
 from unclip.pipelines.calls import CallOptions
 from unclip.pipelines.components import COMPONENTS, DEFAULTS
 
-CLASSES = [name for name in pipelines.__all__ if name.endswith("Pipeline")]
+CLASSES = [
+    name for name in pipelines.__all__ if name.endswith("Pipeline") and name != "UnCLIPPriorPipeline"
+]  # that make pictures
 PROMPT = "a red apple"
 LEXICON = Lexicon({"a": 9, "red": 5, "apple": 5}, languages={"es": {"manzana": "apple"}})
 

@@ -53,6 +53,28 @@ def test_only_the_network_at_work_is_in_memory(folder: Path) -> None:
     assert_close(draw(pipe), made, rtol=0, atol=1e-6)  # a second time
 
 
+def test_networks_of_ones_own_stay_in_memory(folder: Path) -> None:
+    whole = UnCLIPTextToImagePipeline.from_pretrained(folder)
+    with torch.no_grad():
+        next(whole.decoder.parameters()).add_(1)
+    pipe = UnCLIPTextToImagePipeline.from_pretrained(folder, low_memory=True, decoder=whole.decoder)
+    assert in_memory(pipe) == {"decoder"}
+    expected = draw(whole)
+    assert_close(draw(pipe), expected, rtol=0, atol=1e-6)
+    pipe = UnCLIPTextToImagePipeline.from_pretrained(folder, low_memory=True)
+    assert_close(
+        draw(UnCLIPTextToImagePipeline.from_pipe(pipe, decoder=whole.decoder)), expected, rtol=0, atol=1e-6
+    )
+
+
+def test_outlines_are_not_saved(folder: Path, tmp_path: Path) -> None:
+    pipe = UnCLIPTextToImagePipeline.from_pretrained(folder, low_memory=True)
+    with pytest.raises(
+        UserError, match="low_memory holds no networks to save: load the model without it first"
+    ):
+        pipe.save_pretrained(tmp_path / "other")
+
+
 def test_a_hub_repository_has_to_be_there_first(monkeypatch: pytest.MonkeyPatch) -> None:
     from unclip.pipelines import components
 

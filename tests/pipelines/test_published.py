@@ -20,6 +20,8 @@ from unclip.diffusion import UnCLIPScheduler
 from unclip.errors import UserError
 from unclip.models import KarloDecoder, KarloPrior, KarloUpsampler
 from unclip.pipelines import UnCLIPTextToImagePipeline, UnCLIPVariationPipeline
+from unclip.pipelines.info import model_info
+from unclip.pipelines.published import wanted_files
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -145,6 +147,67 @@ def test_shards_are_read(copied: Path) -> None:
         UnCLIPTextToImagePipeline.from_pretrained(copied)
 
 
+def test_defaults_are_taken_and_unknown_options_refused(published: Path) -> None:
+    pipe = UnCLIPTextToImagePipeline.from_pretrained(published, prior_guidance_scale=2.0)
+    assert pipe.settings().prior_guidance_scale == 2
+    with pytest.raises(UserError, match="unknown option 'plain_wrods': a published checkpoint takes variant"):
+        UnCLIPTextToImagePipeline.from_pretrained(published, plain_wrods=False)
+
+
+def test_info(published: Path) -> None:
+    info = model_info(published)
+    assert info["sizes"] == [karlo.SIDE, karlo.FACTOR * karlo.SIDE]
+    assert info["defaults"]["decoder_guidance_scale"] == 8
+    assert info["components"]["prior"]["parameters"] > 1000
+
+
+def test_without_a_prior_the_caption_keeps_its_length(published: Path) -> None:
+    pipe = UnCLIPTextToImagePipeline.from_pretrained(published)
+    made = draw(pipe, prior="none").image_embeds
+    assert_close(made, pipe.clip.encode_text(["a red apple"]).embeds)
+    assert abs(float(made.norm()) - 1) > 0.05
+
+
+HUB = [
+    "model_index.json",
+    "README.md",
+    *("prior/config.json", "prior/diffusion_pytorch_model.bin", "prior/diffusion_pytorch_model.safetensors"),
+    *("prior/diffusion_pytorch_model.fp16.safetensors", "tokenizer/merges.txt", "tokenizer/vocab.json"),
+    *("decoder/config.json", "decoder/diffusion_pytorch_model.safetensors"),
+    *("decoder/diffusion_pytorch_model.fp16-00001-of-00002.safetensors", "priors/ar/model.safetensors"),
+]
+
+
+@pytest.mark.parametrize(
+    ("variant", "weights"),
+    [
+        (None, {"prior/diffusion_pytorch_model.safetensors", "decoder/diffusion_pytorch_model.safetensors"}),
+        (
+            "fp16",
+            {
+                "prior/diffusion_pytorch_model.fp16.safetensors",
+                "decoder/diffusion_pytorch_model.fp16-00001-of-00002.safetensors",
+            },
+        ),
+        (
+            "bf16",
+            {"prior/diffusion_pytorch_model.safetensors", "decoder/diffusion_pytorch_model.safetensors"},
+        ),
+    ],
+)
+def test_what_is_fetched_from_a_hub(variant: str | None, weights: set[str]) -> None:
+    small = {name for name in HUB if name.endswith((".json", ".txt"))}
+    assert set(wanted_files("owner/name", HUB, variant)) == small | weights
+
+
+def test_nothing_is_fetched_where_weights_are_pickles_alone() -> None:
+    names = ["model_index.json", "prior/config.json", "prior/diffusion_pytorch_model.bin"]
+    with pytest.raises(
+        UserError, match=r"prior/diffusion_pytorch_model.bin as a pickle alone.*`unclip convert FOLDER"
+    ):
+        wanted_files("owner/name", names, None)
+
+
 # ---- bad checkpoints: one line that names the file and the remedy ---------------------------------------------
 
 
@@ -217,6 +280,26 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
     "another decoder": (
         lambda f: change_json(f / "text_proj" / "config.json", cross_attention_dim=8),
         r"text_proj/diffusion_pytorch_model.safetensors does not fit .*; take both from one checkpoint",
+    ),
+    "no size": (
+        lambda f: change_json(f / "decoder" / "config.json", sample_size=None),
+        r"decoder/config.json must have a sample_size in pixels, got None: copy",
+    ),
+    "wrong sizes": (
+        lambda f: change_json(f / "super_res_first" / "config.json", sample_size=24),
+        r"super_res_first/config.json makes pictures of 24 px, no multiple of the decoder's 16: copy",
+    ),
+    "damaged tokenizer": (
+        lambda f: (f / "tokenizer" / "vocab.json").write_text("{"),
+        r"tokenizer/vocab.json is damaged.*: copy",
+    ),
+    "wrong schedule": (
+        lambda f: change_json(f / "prior_scheduler" / "scheduler_config.json", beta_schedule="foo"),
+        r"cannot load the schedulers in .*foo",
+    ),
+    "no weight map": (
+        lambda f: (f / "prior" / f"{WEIGHTS}.index.json").write_text("{}"),
+        r"safetensors.index.json is damaged \(no weight_map\): copy",
     ),
     "unknown scheduler": (
         lambda f: change_json(f / "prior_scheduler" / "scheduler_config.json", _class_name="MyScheduler"),

@@ -84,7 +84,7 @@ class TransformersCLIP(ModelMixin, ConfigMixin):
 
     @classmethod
     def from_checkpoint(cls, folder: Path, load: Callable[[Any, Path], Any]) -> TransformersCLIP:
-        """The parts in a pipeline's folder: text_encoder and tokenizer, image_encoder and feature_extractor if there.
+        """The parts in a pipeline's folder: text_encoder and tokenizer, image_encoder and its processor if there.
 
         Args: load: (class of transformers, folder) -> the network.
         """
@@ -93,7 +93,8 @@ class TransformersCLIP(ModelMixin, ConfigMixin):
         if not (folder / "image_encoder").is_dir():
             return cls.from_parts(text_encoder, tokenizer)
         image_encoder = load(CLIPVisionModelWithProjection, folder / "image_encoder")
-        processor = CLIPImageProcessor.from_pretrained(folder / "feature_extractor")
+        own = "image_processor" if (folder / "image_processor").is_dir() else "feature_extractor"
+        processor = CLIPImageProcessor.from_pretrained(folder / own)
         return cls.from_parts(text_encoder, tokenizer, image_encoder, processor)
 
     @classmethod

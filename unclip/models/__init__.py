@@ -5,7 +5,7 @@ from __future__ import annotations
 from unclip.models.autoregressive_prior import AutoregressivePrior
 from unclip.models.caption_prior import PrefixCache
 from unclip.models.decoder import Decoder
-from unclip.models.karlo import KarloDecoder, KarloPrior, KarloUpsampler, UnCLIPTextProjModel
+from unclip.models.karlo import EclipsePrior, KarloDecoder, KarloPrior, KarloUpsampler, UnCLIPTextProjModel
 from unclip.models.layers import warn_of_another_clip
 from unclip.models.prior import DiffusionPrior, NoisedPrior
 from unclip.models.recall_prior import RecallPrior
@@ -18,6 +18,7 @@ PRIORS = (
     AutoregressivePrior,
     RegressionPrior,
     KarloPrior,
+    EclipsePrior,
 )  # any of them serves every pipeline
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "AutoregressivePrior",
     "Decoder",
     "DiffusionPrior",
+    "EclipsePrior",
     "KarloDecoder",
     "KarloPrior",
     "KarloUpsampler",

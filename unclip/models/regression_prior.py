@@ -31,6 +31,7 @@ class RegressionPrior(CaptionPrior, ScaledEmbeddings, ModelMixin, ConfigMixin):
     at the linear prior.
     """
 
+    unit_norm = True  # of the embeddings that it gives
     weight: Tensor  # [D, D]
     bias: Tensor  # [D]
 
@@ -59,9 +60,10 @@ class RegressionPrior(CaptionPrior, ScaledEmbeddings, ModelMixin, ConfigMixin):
             zero_(self.out)
 
     @classmethod
-    def identity(cls, embed_dim: int, token_dim: int) -> RegressionPrior:
+    def identity(cls, embed_dim: int, token_dim: int, unit_norm: bool = True) -> RegressionPrior:
         """The prior that gives z_t for z_i: what a real one has to beat (unCLIP §5.1)."""
         prior = cls(embed_dim=embed_dim, token_dim=token_dim, layers=0)
+        prior.unit_norm = unit_norm
         prior.weight.copy_(torch.eye(embed_dim))
         return prior.eval()
 
@@ -113,4 +115,5 @@ class RegressionPrior(CaptionPrior, ScaledEmbeddings, ModelMixin, ConfigMixin):
         prefix = self.read(text)
         if generators is not None:
             prefix = prefix.for_rows(len(generators))
-        return F.normalize(self.denormalize(self(**prefix)), dim=-1)
+        z = self.denormalize(self(**prefix))
+        return F.normalize(z, dim=-1) if self.unit_norm else z

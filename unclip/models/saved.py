@@ -17,6 +17,19 @@ REMEDY = "copy, download or train the model again"
 SAFETENSORS_HEADER_LIMIT = 100_000_000  # bytes, as in the safetensors library
 
 
+# What they raise for one.
+BAD = (
+    OSError,
+    ValueError,
+    RuntimeError,
+    TypeError,
+    LookupError,
+    ArithmeticError,
+    AttributeError,
+    SafetensorError,
+)
+
+
 @contextmanager
 def loading(what: str) -> Iterator[None]:
     """Turn what diffusers, safetensors and the hub raise for a bad model into one line, a UserError."""
@@ -24,7 +37,7 @@ def loading(what: str) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except (OSError, ValueError, RuntimeError, TypeError, KeyError, SafetensorError) as error:
+    except BAD as error:
         reason = " ".join(str(error).split())
         raise UserError(f"cannot load the {what}: {reason:.300}") from error
 

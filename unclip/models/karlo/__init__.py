@@ -6,8 +6,9 @@ They hold the tensors of diffusers' classes under the same names: `from_diffuser
 from __future__ import annotations
 
 from unclip.models.karlo.decoder import KarloDecoder
+from unclip.models.karlo.eclipse import EclipsePrior
 from unclip.models.karlo.prior import KarloPrior
 from unclip.models.karlo.text_proj import UnCLIPTextProjModel
 from unclip.models.karlo.upsampler import KarloUpsampler
 
-__all__ = ["KarloDecoder", "KarloPrior", "KarloUpsampler", "UnCLIPTextProjModel"]
+__all__ = ["EclipsePrior", "KarloDecoder", "KarloPrior", "KarloUpsampler", "UnCLIPTextProjModel"]

@@ -8,6 +8,7 @@ Legend of shapes: B batch, L text tokens, C token-state size, D embedding size, 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -19,11 +20,10 @@ from diffusers.models.embeddings import TimestepEmbedding
 from torch import Tensor, nn
 
 from unclip.errors import UserError
+from unclip.models.caption_prior import CaptionPrior
 from unclip.models.karlo.take import with_tensors_of
 from unclip.models.layers import sincos
 from unclip.models.prior import NoisedPrior
-
-STEP_TOKENS = 3  # t, noised z_i, query
 
 
 class PriorBlock(BasicTransformerBlock):
@@ -51,7 +51,83 @@ class PriorBlock(BasicTransformerBlock):
         return x + self.ff(self.norm3(x))
 
 
-class KarloPrior(NoisedPrior, ModelMixin, ConfigMixin):
+class PublicPrior(CaptionPrior):
+    """What the public priors share: a caption read by the layers of diffusers' PriorTransformer, of the same names.
+
+    Subclasses call `register_layers` in their constructor.
+    """
+
+    step_tokens: int  # those behind z_t, the query among them
+
+    def register_layers(
+        self, embed_dim: int, token_dim: int, width: int, layers: int, heads: int, max_tokens: int
+    ) -> None:
+        self.proj_in = nn.Linear(embed_dim, width)
+        self.embedding_proj = nn.Linear(embed_dim, width)
+        self.encoder_hidden_states_proj = nn.Linear(token_dim, width)
+        self.positional_embedding = nn.Parameter(torch.zeros(1, max_tokens + 1 + self.step_tokens, width))
+        self.prd_embedding = nn.Parameter(torch.zeros(1, 1, width))
+        self.transformer_blocks = nn.ModuleList([PriorBlock(width, heads) for _ in range(layers)])
+        self.norm_out = nn.LayerNorm(width)
+        self.proj_to_clip_embeddings = nn.Linear(width, embed_dim)
+        self.clip_mean = nn.Parameter(torch.zeros(1, embed_dim))
+        self.clip_std = nn.Parameter(torch.ones(1, embed_dim))
+
+    @classmethod
+    def sizes_of(cls, config: Mapping[str, Any]) -> dict[str, int]:
+        """The constructor's arguments, read off the configuration of a PriorTransformer.
+
+        Raises:
+            UserError: it is of another form than the public ones.
+        """
+        width = config["num_attention_heads"] * config["attention_head_dim"]
+        dim = config["embedding_dim"]
+        expected = {
+            "additional_embeddings": (1 + cls.step_tokens,),
+            "norm_in_type": (None,),
+            "embedding_proj_norm_type": (None,),
+            "encoder_hid_proj_type": ("linear",),
+            "added_emb_type": ("prd",),
+            "time_embed_act_fn": ("silu",),
+            "time_embed_dim": (None, width),
+            "embedding_proj_dim": (None, dim),
+            "clip_embed_dim": (None, dim),
+        }
+        for name, allowed in expected.items():
+            if config.get(name, allowed[0]) not in allowed:
+                raise UserError(
+                    f"this PriorTransformer is of another kind than {cls.__name__.removesuffix('Prior')}'s: its {name} "
+                    f"is {config[name]!r}, expected {allowed[0]!r}"
+                )
+        return {
+            "embed_dim": dim,
+            "token_dim": dim,
+            "width": width,
+            "layers": config["num_layers"],
+            "heads": config["num_attention_heads"],
+            "max_tokens": config["num_embeddings"],
+        }
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """As `CaptionPrior` calls them."""
+        return self.transformer_blocks
+
+    @property
+    def out(self) -> nn.Linear:
+        """As `NoisedPrior` calls it."""
+        return self.proj_to_clip_embeddings
+
+    def _prefix_tokens(self, text_tokens: Tensor, text_mask: Tensor, text_embeds: Tensor) -> Tensor:
+        """[text tokens, z_t] -> [B, L+1, W]. Positions count real tokens only; z_t has the first one behind all."""
+        dtype, positions = self.prd_embedding.dtype, self.positional_embedding[0]
+        tokens = self.encoder_hidden_states_proj(text_tokens.to(dtype).masked_fill(~text_mask[..., None], 0))
+        places = (text_mask.cumsum(dim=1) - 1).clamp(min=0)
+        z_t = self.embedding_proj(text_embeds.to(dtype)) + positions[-self.step_tokens - 1]
+        return torch.cat([tokens + positions[places], z_t[:, None]], dim=1)
+
+
+class KarloPrior(NoisedPrior, PublicPrior, ModelMixin, ConfigMixin):
     """Predicts the scaled image embedding from a noised one and a caption, as diffusers' PriorTransformer does.
 
     Has the tensors of that class. Embeddings keep the length that CLIP's projection gives them.
@@ -60,6 +136,8 @@ class KarloPrior(NoisedPrior, ModelMixin, ConfigMixin):
         embed_dim, token_dim: D and C. max_tokens: the text tokens that have a position.
         schedule, prediction_type: how it was trained.
     """
+
+    step_tokens = 3  # t, noised z_i, query
 
     @register_to_config
     def __init__(
@@ -75,16 +153,7 @@ class KarloPrior(NoisedPrior, ModelMixin, ConfigMixin):
     ) -> None:
         super().__init__()
         self.time_embedding = TimestepEmbedding(width, width)
-        self.proj_in = nn.Linear(embed_dim, width)
-        self.embedding_proj = nn.Linear(embed_dim, width)
-        self.encoder_hidden_states_proj = nn.Linear(token_dim, width)
-        self.positional_embedding = nn.Parameter(torch.zeros(1, max_tokens + 1 + STEP_TOKENS, width))
-        self.prd_embedding = nn.Parameter(torch.zeros(1, 1, width))
-        self.transformer_blocks = nn.ModuleList([PriorBlock(width, heads) for _ in range(layers)])
-        self.norm_out = nn.LayerNorm(width)
-        self.proj_to_clip_embeddings = nn.Linear(width, embed_dim)
-        self.clip_mean = nn.Parameter(torch.zeros(1, embed_dim))
-        self.clip_std = nn.Parameter(torch.ones(1, embed_dim))
+        self.register_layers(embed_dim, token_dim, width, layers, heads, max_tokens)
 
     @classmethod
     def from_diffusers(cls, prior: Any) -> KarloPrior:
@@ -93,45 +162,7 @@ class KarloPrior(NoisedPrior, ModelMixin, ConfigMixin):
         Raises:
             UserError: it is of another form than Karlo's and Kandinsky's.
         """
-        config = prior.config
-        width = config.num_attention_heads * config.attention_head_dim
-        expected = {
-            "additional_embeddings": (1 + STEP_TOKENS,),
-            "norm_in_type": (None,),
-            "embedding_proj_norm_type": (None,),
-            "encoder_hid_proj_type": ("linear",),
-            "added_emb_type": ("prd",),
-            "time_embed_act_fn": ("silu",),
-            "time_embed_dim": (None, width),
-            "embedding_proj_dim": (None, config.embedding_dim),
-            "clip_embed_dim": (None, config.embedding_dim),
-        }
-        for name, allowed in expected.items():
-            if config.get(name, allowed[0]) not in allowed:
-                raise UserError(
-                    f"this PriorTransformer is of another kind than Karlo's: its {name} is {config[name]!r}, "
-                    f"expected {allowed[0]!r}"
-                )
-        return with_tensors_of(
-            prior,
-            cls,
-            embed_dim=config.embedding_dim,
-            token_dim=config.embedding_dim,
-            width=width,
-            layers=config.num_layers,
-            heads=config.num_attention_heads,
-            max_tokens=config.num_embeddings,
-        )
-
-    @property
-    def blocks(self) -> nn.ModuleList:
-        """As `CaptionPrior` calls them."""
-        return self.transformer_blocks
-
-    @property
-    def out(self) -> nn.Linear:
-        """As `NoisedPrior` calls it."""
-        return self.proj_to_clip_embeddings
+        return with_tensors_of(prior, cls, **cls.sizes_of(prior.config))
 
     def normalize(self, z: Tensor) -> Tensor:
         """Image embeddings [..., D] -> scaled space."""
@@ -145,17 +176,9 @@ class KarloPrior(NoisedPrior, ModelMixin, ConfigMixin):
         """Scaled space [..., D] -> image embeddings as the decoder takes them: of CLIP's own length."""
         return self.denormalize(z)
 
-    def _prefix_tokens(self, text_tokens: Tensor, text_mask: Tensor, text_embeds: Tensor) -> Tensor:
-        """[text tokens, z_t] -> [B, L+1, W]. Positions count real tokens only; z_t has the first one behind all."""
-        dtype, positions = self.prd_embedding.dtype, self.positional_embedding[0]
-        tokens = self.encoder_hidden_states_proj(text_tokens.to(dtype).masked_fill(~text_mask[..., None], 0))
-        places = (text_mask.cumsum(dim=1) - 1).clamp(min=0)
-        z_t = self.embedding_proj(text_embeds.to(dtype)) + positions[-STEP_TOKENS - 1]
-        return torch.cat([tokens + positions[places], z_t[:, None]], dim=1)
-
     def _step_tokens(self, x: Tensor, t: Tensor) -> Tensor:
         """[t, noised z_i, query] -> [B, 3, W]."""
         B, dtype = len(x), self.prd_embedding.dtype
         time = self.time_embedding(sincos(t.expand(B), self.prd_embedding.shape[-1]).to(dtype))
         tokens = torch.stack([time, self.proj_in(x.to(dtype)), self.prd_embedding[:, 0].expand(B, -1)], dim=1)
-        return tokens + self.positional_embedding[:, -STEP_TOKENS:]
+        return tokens + self.positional_embedding[:, -self.step_tokens :]
