@@ -143,7 +143,8 @@ class Variants:
         pipe = self.pipe if decoder is None else self.pipes[decoder]
         if prior_scheduler is None:
             return as_model(pipe, self.size, given)
-        scheduler = PRIOR_SCHEDULERS[prior_scheduler].from_config(pipe.prior_scheduler.config)
+        own: Any = pipe.prior_scheduler
+        scheduler = PRIOR_SCHEDULERS[prior_scheduler].from_config(own.config)
         model = as_model(type(pipe).from_pipe(pipe, prior_scheduler=scheduler), self.size, given)
         return replace(model, settings={**model.settings, "prior_scheduler": prior_scheduler})
 

@@ -42,7 +42,7 @@ SCHEDULERS = {  # as published -> as here
 }
 Load = Callable[[Any, Path], Any]  # (class, folder) -> network
 # The defaults of the calls of diffusers' pipelines.
-DEFAULTS = {
+DEFAULTS: dict[str, Any] = {
     "prior_num_inference_steps": 25,
     "decoder_num_inference_steps": 25,
     "upsampler_num_inference_steps": 7,
@@ -60,7 +60,7 @@ def check_published(folder: Path, index: dict[str, Any], variant: str | None = N
     Raises:
         UserError: naming the file that is missing, pickled, cut off or of another model, and the remedy.
     """
-    wanted = ("decoder_scheduler", "super_res_scheduler", *ALWAYS)
+    wanted: tuple[str, ...] = ("decoder_scheduler", "super_res_scheduler", *ALWAYS)
     wanted += WITH_PRIOR if FORMER[index["_class_name"]] else WITH_PICTURES
     check_components(folder, wanted, index["_class_name"], variant)
 
@@ -350,7 +350,7 @@ def _factor(folder: Path) -> int:
         UserError: a size is missing, or the larger is no multiple of the smaller.
     """
     paths = [folder / name / "config.json" for name in ("decoder", "super_res_first")]
-    sizes = [read_json(path).get("sample_size") for path in paths]
+    sizes: list[Any] = [read_json(path).get("sample_size") for path in paths]
     for path, size in zip(paths, sizes, strict=True):
         if not isinstance(size, int) or size < 1:
             raise UserError(f"{path} must have a sample_size in pixels, got {size!r}: {REMEDY}")

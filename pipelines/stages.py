@@ -129,7 +129,8 @@ def denoiser_of(network: Any) -> Denoiser | Relay:
 
 @denoiser_of.register
 def _(network: KarloUpsampler) -> Relay:
-    first, last = (described_by(network.config, partial(network, last=last)) for last in (False, True))
+    ask: Any = network
+    first, last = (described_by(network.config, partial(ask, last=last)) for last in (False, True))
     return Relay(first, last)
 
 

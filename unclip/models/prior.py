@@ -8,6 +8,8 @@ Legend of shapes: B batch, L text tokens, D embedding size, C token-state size, 
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import torch
 import torch.nn.functional as F
 from diffusers import ModelMixin
@@ -23,6 +25,14 @@ class NoisedPrior(CaptionPrior):
 
     Subclasses have `normalize`, `denormalize` and `_step_tokens`, and the layer `out`.
     """
+
+    if TYPE_CHECKING:
+
+        def normalize(self, z: Tensor) -> Tensor: ...
+        def denormalize(self, z: Tensor) -> Tensor: ...
+        def _step_tokens(self, x: Tensor, t: Tensor) -> Tensor: ...
+
+        out: Any
 
     def forward(self, x: Tensor, t: Tensor, **text: Tensor) -> Tensor:
         """Predict the scaled image embedding.

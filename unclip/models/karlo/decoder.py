@@ -8,7 +8,7 @@ Legend of shapes: B batch, S picture side, L text tokens, C token-state size, D 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -50,7 +50,7 @@ class KarloDecoder(ModelMixin, ConfigMixin):
         use_winograd(self.unet)
         self.attentions = {name: ContextProcessor(name) for name in context_attentions(self.unet)}
         for name, attention in context_attentions(self.unet).items():
-            attention.set_processor(self.attentions[name])
+            cast(Any, attention).set_processor(self.attentions[name])
 
     @classmethod
     def from_diffusers(cls, unet: Any, text_proj: Any) -> KarloDecoder:

@@ -109,7 +109,7 @@ class PublicPrior(CaptionPrior):
         }
 
     @property
-    def blocks(self) -> nn.ModuleList:
+    def blocks(self) -> nn.ModuleList:  # type: ignore[override]
         """As `CaptionPrior` calls them."""
         return self.transformer_blocks
 
