@@ -73,7 +73,7 @@ class UnCLIPStages(UnCLIPComponents):
         """
         call = check_call(self, options, defaults)
         for name, part in (("noise_level", self.decoder), ("upsampler_noise_level", self.upsampler_256)):
-            if getattr(call.settings, name) and not getattr(part, "knows_noise_level", True):
+            if part is not None and getattr(call.settings, name) and not part.knows_noise_level:
                 raise UserError(f"{name} must be 0: this model's {type(part).__name__} knows no noise level")
         return call
 
@@ -251,7 +251,7 @@ class UnCLIPStages(UnCLIPComponents):
         self, text: TextEncoding | None, negative: TextEncoding | None, count: int
     ) -> tuple[TextEncoding | None, TextEncoding | None]:
         """The captions of both branches for `count` pictures; "" for none if the decoder knows none without."""
-        if not getattr(self.decoder, "needs_captions", False) or (text and negative):
+        if not self.decoder.needs_captions or (text and negative):
             return text, negative
         nothing = repeat(self.encode_nothing(), count)
         return text or nothing, negative or nothing

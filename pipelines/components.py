@@ -18,12 +18,12 @@ from unclip.models.autoregressive_prior import TOP_P
 from unclip.models.saved import loading
 
 from .inputs import Settings
-from .loading import PRIORS_FOLDER, REQUIRED, find_lexicon, find_priors, locate
-from .memory import Stored, is_outline, stored_components
+from .loading import FORMER, PRIORS_FOLDER, REQUIRED, find_lexicon, find_priors, locate, published_folder
+from .memory import Stored, is_outline, of_model_folder
 from .plain_words import PlainWords
 from .priors import SeveralPriors
 from .published import DEFAULTS as PUBLISHED_DEFAULTS
-from .published import published_folder, read_published, taken_over
+from .published import read_published, taken_over
 
 COMPONENTS = (
     *("clip", "prior", "prior_scheduler", "decoder", "decoder_scheduler"),
@@ -117,19 +117,19 @@ class UnCLIPComponents(PlainWords, SeveralPriors):
             UserError: a file is missing, cut off, pickled or does not fit.
         """
         source = locate(pretrained_model_name_or_path, cls._required)
-        folder = published_folder(source, **kwargs)
         own = {name: kwargs.pop(name) for name in COMPONENTS if name in kwargs}
-        stored = stored_components(folder or source, **kwargs) if low_memory else None
-        outlines = {} if stored is None else stored.outlines(without=own)
+        folder = published_folder(source, dict.fromkeys(FORMER), **kwargs)
         if folder is None:
+            stored = of_model_folder(source, own, **kwargs) if low_memory else None
+            outlines = {} if stored is None else stored.outlines()
             with loading(f"model {source}"):
                 pipe: Any = super().from_pretrained(source, **outlines, **own, **kwargs)
             pipe._lexicon_file = find_lexicon(source, **kwargs)
             pipe._priors_folder = find_priors(source, **kwargs)
         else:
             defaults = {name: kwargs.pop(name, value) for name, value in PUBLISHED_DEFAULTS.items()}
-            parts = read_published(folder, without={**outlines, **own}, **kwargs) | outlines | own
-            pipe = cls(**{**dict.fromkeys(COMPONENTS), **parts}, **defaults)
+            parts, stored = read_published(folder, without=own, low_memory=low_memory, **kwargs)
+            pipe = cls(**{**dict.fromkeys(COMPONENTS), **parts, **own}, **defaults)
             pipe._looked, pipe._priors_folder = True, folder / PRIORS_FOLDER
         pipe._stored = stored
         return pipe

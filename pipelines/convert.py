@@ -24,11 +24,10 @@ from unclip.files import atomic_dir
 from unclip.models.saved import REMEDY, check_there, loading, tensors
 
 from .assemble import check_output
-from .loading import FORMER, INDEX, components, is_published, read_index
+from .loading import FORMER, INDEX, components, is_published, read_index, read_json
 from .original_clip import IMAGE, NEEDED, TEXT, check_tokenizer, tower_of, write_tokenizer
 from .original_names import Network, decoder_of, prior_of, upsamplers_of
 from .pickles import read_pickle, read_state, write_safetensors
-from .published import read_json
 
 Jobs = dict[str, Callable[[Path], Any]]  # file or folder of the new checkpoint -> what writes it
 VERSION = "0.15.0.dev0"  # of diffusers, as published

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import unclip
 from unclip.data.words import LEXICON_FILE
 from unclip.errors import UserError
-from unclip.models.saved import REMEDY, check_network_folder, check_there
+from unclip.models.saved import REMEDY, check_network_folder, check_there, loading
 
 EMBEDDED = Path(unclip.__file__).parent / "weights" / "emoji"
 INDEX = "model_index.json"
@@ -88,6 +88,74 @@ def find_priors(source: str, **hub: Any) -> Path:
     return folder.resolve() / PRIORS_FOLDER  # wherever the program goes before it is read
 
 
+def published_folder(
+    source: str | Path, layouts: Mapping[str, Collection[str] | None], **hub: Any
+) -> Path | None:
+    """The folder of a pipeline of diffusers; of a hub repository what is needed is fetched. None for another model.
+
+    Args:
+        layouts: the classes of pipelines that are meant -> the folders needed of each, None for all.
+        hub: arguments of `from_pretrained`, of which those say what is fetched and where from.
+    """
+    folder = Path(source).expanduser().resolve()  # wherever the program goes before it is read
+    if folder.is_dir():
+        return folder if read_index(folder).get("_class_name") in layouts else None
+    if not may_be_hub_id(source):
+        return None
+    from huggingface_hub import hf_hub_download
+
+    given = {name: hub[name] for name in HUB_OPTIONS if name in hub}
+    with loading(f"model {source}"):
+        index = Path(hf_hub_download(str(source), INDEX, **given))
+        kind = read_index(index.parent).get("_class_name")
+        return fetch(str(source), hub.get("variant"), layouts[kind], **given) if kind in layouts else None
+
+
+def fetch(source: str, variant: str | None, parts: Collection[str] | None = None, **given: Any) -> Path:
+    """The folder of a hub repository's snapshot: its configurations, and its weights in safetensors.
+
+    Args:
+        variant: of the weights, where a component has it.
+        parts: the folders in it that are wanted, "" for the repository's own; all of them by default.
+        given: HUB_OPTIONS.
+
+    Raises:
+        UserError: weights are there as pickles alone; said before anything large is fetched.
+    """
+    from huggingface_hub import list_repo_files, snapshot_download
+
+    if given.get("local_files_only"):
+        return Path(snapshot_download(source, **given))
+    names = list_repo_files(source, revision=given.get("revision"), token=given.get("token"))
+    return Path(
+        snapshot_download(source, allow_patterns=wanted_files(source, names, variant, parts), **given)
+    )
+
+
+def wanted_files(
+    source: str, names: Sequence[str], variant: str | None, parts: Collection[str] | None = None
+) -> list[str]:
+    """Of the files of a hub repository those that `fetch` takes."""
+    folders: dict[str, list[str]] = {}
+    for name in names:
+        folder = name.rpartition("/")[0]
+        if "/" not in folder and (folder in parts if parts is not None else True):
+            folders.setdefault(folder, []).append(name)
+    wanted = [INDEX] if INDEX in names else []
+    for own in folders.values():
+        wanted += [name for name in own if name.endswith((".json", ".txt"))]
+        weights = [name for name in own if name.endswith(".safetensors")]
+        pickles = [name for name in own if name.endswith(".bin")]
+        if pickles and not weights:
+            raise UserError(
+                f"{source} has {pickles[0]} as a pickle alone, which can run any code: download it by `hf download "
+                f"{source} --local-dir FOLDER` and convert it by `unclip convert FOLDER --output DIR`"
+            )
+        of_variant = [name for name in weights if variant and f".{variant}" in name]
+        wanted += of_variant or [name for name in weights if name.rpartition("/")[2].count(".") == 1]
+    return wanted
+
+
 def choose_device(name: str | None) -> str:
     """A device by name, or the best there is.
 
@@ -132,13 +200,23 @@ def read_index(folder: Path) -> dict[str, Any]:
             else ""
         )
         raise UserError(f"no {INDEX} in {folder}: not a pipeline folder{hint}")
+    return read_json(path)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
+    check_there(path)
     try:
-        index = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{path} is damaged ({error}): {REMEDY}") from error
-    if not isinstance(index, dict):
+    if not isinstance(found, dict):
         raise UserError(f"{path} is damaged (not a JSON object): {REMEDY}")
-    return index
+    return found
 
 
 def is_published(index: dict[str, Any]) -> bool:

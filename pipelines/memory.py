@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -16,10 +16,11 @@ import unclip.models
 from unclip.errors import UserError
 from unclip.models.saved import loading
 
-from .loading import components, is_published, read_index
-from .published import check_published, component_loaders, outline, read_network
+from .loading import components
+from .networks import outline, read_network
 
 Loader = Callable[[], Any]
+Load = Callable[[Any, Path], Any]  # (class, folder) -> network
 
 
 def is_outline(network: Any) -> bool:
@@ -42,11 +43,9 @@ class Stored:
     def __contains__(self, name: str) -> bool:
         return name in self._readers
 
-    def outlines(self, without: Collection[str] = ()) -> dict[str, Any]:
-        """The components without their numbers; those that the caller brings are no longer read."""
-        for name in without:
-            self._readers.pop(name, None)
-        return {name: self._outlines[name]() for name in self._readers}
+    def outlines(self) -> dict[str, Any]:
+        """The components without their numbers."""
+        return {name: make() for name, make in self._outlines.items()}
 
     def move(self, *args: Any, **kwargs: Any) -> None:
         """Where, and in which precision, the components work from now on: the arguments of `Module.to`."""
@@ -68,34 +67,53 @@ class Stored:
             network.__dict__.update(kept)
 
 
-def stored_components(
+def in_memory(
+    makers_of: Callable[[Load], Mapping[str, Loader]],
+    *,
+    low_memory: bool,
+    variant: str | None = None,
+    dtype: torch.dtype | None = None,
+) -> tuple[dict[str, Any], Stored | None]:
+    """The components of a published checkpoint; with `low_memory` without their numbers, and what reads these.
+
+    Args:
+        makers_of: what loads a network of its class and folder -> component -> what makes it.
+    """
+    readers = dict(makers_of(partial(read_network, variant=variant, dtype=dtype)))
+    if not low_memory:
+        return {name: make() for name, make in readers.items()}, None
+    stored = Stored(dict(makers_of(outline)), readers)
+    return stored.outlines(), stored
+
+
+def of_model_folder(
     source: str | Path,
+    without: Collection[str] = (),
     *,
     variant: str | None = None,
     torch_dtype: torch.dtype | None = None,
     dtype: torch.dtype | None = None,
     **other: Any,
 ) -> Stored:
-    """The networks of a checked pipeline folder, or of a published checkpoint's.
+    """The networks of a checked folder of one of this package's models, but those that the caller brings.
 
     Raises:
         UserError: there is no such folder.
     """
-    folder, dtype = (
-        Path(source).resolve(),
-        dtype or torch_dtype,
-    )  # wherever the program goes before it is read
+    folder = Path(source).resolve()  # wherever the program goes before it is read
     if not folder.is_dir():
         raise UserError(f"low_memory reads from a folder, got {source}: download the repository first")
-    index = read_index(folder)
-    if is_published(index):
-        check_published(folder, index, variant)
-        read = partial(read_network, variant=variant, dtype=dtype)
-        return Stored(component_loaders(folder, index, outline), component_loaders(folder, index, read))
-    kinds = {name: _kind(kind) for name, kind in components(folder).items() if "Scheduler" not in kind}
+    kinds = {
+        name: _kind(kind)
+        for name, kind in components(folder).items()
+        if "Scheduler" not in kind and name not in without
+    }
     return Stored(
         {name: partial(outline, kind, folder / name) for name, kind in kinds.items()},
-        {name: partial(_read, kind, folder / name, variant, dtype) for name, kind in kinds.items()},
+        {
+            name: partial(_read, kind, folder / name, variant, dtype or torch_dtype)
+            for name, kind in kinds.items()
+        },
     )
 
 

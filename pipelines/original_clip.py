@@ -18,8 +18,8 @@ from torch import Tensor
 from unclip.errors import UserError
 from unclip.models.saved import check_there, loading, tensors
 
+from .loading import read_json
 from .pickles import read_state
-from .published import read_json
 
 NEEDED = "a folder of transformers' openai/clip-vit-large-patch14 (config.json, model.safetensors, tokenizer)"
 PAD = "!"  # the token of number 0, with which Karlo fills up captions

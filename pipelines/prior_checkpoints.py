@@ -5,7 +5,7 @@ Of a published pipeline only what the prior needs is fetched, checked and read.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,23 +16,14 @@ from safetensors.torch import load_file
 from torch import nn
 
 from unclip.clip import TransformersCLIP
-from unclip.diffusion import UnCLIPScheduler
 from unclip.errors import UserError
 from unclip.models import PRIORS, EclipsePrior, KarloPrior
 from unclip.models.saved import load_network, loading
 
-from .loading import HUB_OPTIONS, INDEX, may_be_hub_id, read_index
-from .memory import Stored
-from .published import (
-    Load,
-    check_components,
-    fetch,
-    outline,
-    read_json,
-    read_network,
-    scheduler_class,
-    weights_files,
-)
+from .loading import fetch, may_be_hub_id, published_folder, read_index, read_json
+from .memory import Stored, in_memory
+from .networks import own_scheduler, read_network, scheduler_class, weights_files
+from .published import check_components, component_loaders, refuse_unknown
 
 # Pipelines of diffusers that have a prior -> what its parts are called besides prior, text_encoder and tokenizer.
 KANDINSKY = {"scheduler": "scheduler", "pictures": ("image_encoder", "image_processor")}
@@ -51,21 +42,9 @@ def prior_folder(source: str | Path | None, **hub: Any) -> Path | None:
 
     Returns: None for a model of this package.
     """
-    if source is None:
-        return None
-    folder = Path(source).expanduser().resolve()
-    if folder.is_dir():
-        return folder if read_index(folder).get("_class_name") in LAYOUTS else None
-    if not may_be_hub_id(source):
-        return None
-    from huggingface_hub import hf_hub_download
-
-    given = {name: hub[name] for name in HUB_OPTIONS if name in hub}
-    with loading(f"model {source}"):
-        index = Path(hf_hub_download(str(source), INDEX, **given))
-        if (kind := read_index(index.parent).get("_class_name")) not in LAYOUTS:
-            return None
-        return fetch(str(source), hub.get("variant"), _parts(kind), **given)
+    return (
+        None if source is None else published_folder(source, {kind: _parts(kind) for kind in LAYOUTS}, **hub)
+    )
 
 
 def read_prior(
@@ -87,11 +66,7 @@ def read_prior(
     Raises:
         UserError: a part is missing, cut off, pickled or does not fit; an option is unknown.
     """
-    if unknown := sorted(hub.keys() - set(HUB_OPTIONS)):
-        raise UserError(
-            f"unknown option {unknown[0]!r}: a published prior takes clip, prior, prior_scheduler, variant, "
-            "torch_dtype, low_memory, defaults of this package's pipelines, and where it is fetched from"
-        )
+    refuse_unknown(hub)
     kind = read_index(folder)["_class_name"]
     brought = {"clip": _clip_parts(kind), "prior": ("prior",), "prior_scheduler": (_scheduler(kind),)}
     omitted = {part for name in without for part in brought.get(name, ())}
@@ -100,13 +75,12 @@ def read_prior(
         _refuse_pickles(folder / name)
     check_components(folder, wanted, kind, variant)
 
-    read = partial(read_network, variant=variant, dtype=dtype or torch_dtype)
-    readers, outlines = (
-        {name: make for name, make in _makers(folder, load).items() if name not in without}
-        for load in (read, outline)
+    parts, stored = in_memory(
+        partial(component_loaders, folder, {"clip", "prior"} - set(without)),
+        low_memory=low_memory,
+        variant=variant,
+        dtype=dtype or torch_dtype,
     )
-    stored = Stored(outlines, readers) if low_memory else None
-    parts = {name: make() for name, make in readers.items()} if stored is None else stored.outlines()
     if "prior_scheduler" not in without:
         own = folder / _scheduler(kind)
         parts["prior_scheduler"] = scheduler_class(own).from_pretrained(own)
@@ -123,13 +97,10 @@ def prior_of_diffusers(pipeline: Any) -> dict[str, Any]:
     if kind not in LAYOUTS:
         raise UserError(f"{kind} has no prior that is known here: expected one of {', '.join(LAYOUTS)}")
     clip = ("text_encoder", "tokenizer", *LAYOUTS[kind]["pictures"])
-    scheduler = parts[_scheduler(kind)]
-    if type(scheduler).__name__ == UnCLIPScheduler.__name__:
-        scheduler = UnCLIPScheduler.from_config(scheduler.config)
     return {
         "clip": TransformersCLIP.from_parts(*(parts[name] for name in clip)),
         "prior": KarloPrior.from_diffusers(parts["prior"]),
-        "prior_scheduler": scheduler,
+        "prior_scheduler": own_scheduler(parts[_scheduler(kind)]),
     }
 
 
@@ -180,19 +151,6 @@ def read_eclipse(folder: Path, variant: str | None = None, dtype: torch.dtype | 
             return EclipsePrior.from_tensors(config, tensors).to(dtype or torch.float32)
         except UserError as error:
             raise UserError(f"{folder}: {error}") from error
-
-
-def _makers(folder: Path, load: Load) -> dict[str, Callable[[], Any]]:
-    """clip and prior -> what makes it, of networks as `load` makes them of class and folder."""
-
-    def clip() -> TransformersCLIP:
-        with loading(f"CLIP in {folder}"):
-            return TransformersCLIP.from_checkpoint(folder, load)
-
-    return {
-        "clip": clip,
-        "prior": lambda: KarloPrior.from_diffusers(load(PriorTransformer, folder / "prior")),
-    }
 
 
 def _scheduler(kind: str) -> str:

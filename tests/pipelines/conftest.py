@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -89,3 +90,11 @@ def randomise() -> Callable[..., Any]:
         return model.eval()
 
     return fill
+
+
+@pytest.fixture(scope="session")
+def karlo_files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Folders of kakaobrain's own files and of CLIP, tiny; not to be changed."""
+    from .original_karlo import write_clip, write_originals
+
+    return write_originals(tmp_path_factory.mktemp("originals")), write_clip(tmp_path_factory.mktemp("clip"))

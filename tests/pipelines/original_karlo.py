@@ -284,3 +284,6 @@ def write_originals(folder: Path) -> Path:
     make = random_numbers(4)
     torch.save((make(EMBED), make(EMBED).abs()), folder / STATISTICS)
     return folder
+
+
+Folders = tuple[Path, Path]  # kakaobrain's files, and CLIP

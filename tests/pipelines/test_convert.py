@@ -27,6 +27,7 @@ from .original_karlo import (
     STATISTICS,
     TOKENS,
     UPSAMPLER,
+    Folders,
     Runner,
     State,
     decoder_state,
@@ -36,21 +37,12 @@ from .original_karlo import (
     random_numbers,
     under,
     unet_state,
-    write_clip,
-    write_originals,
 )
 
-Folders = tuple[Path, Path]  # kakaobrain's files, and CLIP
-
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Folders:
-    return write_originals(tmp_path_factory.mktemp("originals")), write_clip(tmp_path_factory.mktemp("clip"))
-
-
-@pytest.fixture(scope="module")
-def converted(made: Folders, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return convert(made[0], tmp_path_factory.mktemp("out") / "karlo", clip=made[1])
+def converted(karlo_files: Folders, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return convert(karlo_files[0], tmp_path_factory.mktemp("out") / "karlo", clip=karlo_files[1])
 
 
 def inside(state: State, prefix: str) -> Runner:
@@ -58,7 +50,7 @@ def inside(state: State, prefix: str) -> Runner:
     return Runner({n.removeprefix(start): tensor for n, tensor in state.items() if n.startswith(start)})
 
 
-def test_prior_is_the_original(converted: Path, made: Folders) -> None:
+def test_prior_is_the_original(converted: Path, karlo_files: Folders) -> None:
     prior = PriorTransformer.from_pretrained(converted / "prior").eval()
     make, t = random_numbers(9), torch.tensor([3, 700])
     x, z_t, tokens = make(2, EMBED), make(2, EMBED), make(2, TOKENS, EMBED)
@@ -67,7 +59,7 @@ def test_prior_is_the_original(converted: Path, made: Folders) -> None:
         assert_close(
             found.predicted_image_embedding, inside(originals()[PRIOR], "model").prior(x, t, z_t, tokens)
         )
-    mean, deviation = torch.load(made[0] / STATISTICS, weights_only=True)
+    mean, deviation = torch.load(karlo_files[0] / STATISTICS, weights_only=True)
     assert_close(prior.post_process_latents(x), x * deviation + mean)
 
 
@@ -102,7 +94,7 @@ def test_upsamplers_are_the_originals(converted: Path, part: str, prefix: str) -
     assert_close(found, wanted, rtol=1e-4, atol=1e-4)
 
 
-def test_the_folder_is_as_published(converted: Path, made: Folders) -> None:
+def test_the_folder_is_as_published(converted: Path, karlo_files: Folders) -> None:
     from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
     index = read_index(converted)
@@ -117,7 +109,9 @@ def test_the_folder_is_as_published(converted: Path, made: Folders) -> None:
         converted / "text_encoder", output_loading_info=True
     )
     assert not any((report["missing_keys"], report["unexpected_keys"], report["mismatched_keys"]))
-    whole, part = (load_file(path / "model.safetensors") for path in (made[1], converted / "text_encoder"))
+    whole, part = (
+        load_file(path / "model.safetensors") for path in (karlo_files[1], converted / "text_encoder")
+    )
     assert part.keys() == {name for name in whole if name.startswith("text_")}
     assert_close(part, {name: whole[name] for name in part}, rtol=0, atol=0)
     tokenizer = CLIPTokenizer.from_pretrained(converted / "tokenizer")
@@ -126,10 +120,10 @@ def test_the_folder_is_as_published(converted: Path, made: Folders) -> None:
     assert words[-2:] == [0, 0]
 
 
-def test_variations_have_no_prior(made: Folders, tmp_path: Path) -> None:
+def test_variations_have_no_prior(karlo_files: Folders, tmp_path: Path) -> None:
     from transformers import CLIPVisionModelWithProjection
 
-    source, clip = shutil.copytree(made[0], tmp_path / "originals"), made[1]
+    source, clip = shutil.copytree(karlo_files[0], tmp_path / "originals"), karlo_files[1]
     (source / PRIOR).unlink()
     out = convert(source, tmp_path / "out", clip=clip, variations=True, dtype=torch.float16)
     check_published(out, index := read_index(out))
@@ -270,8 +264,8 @@ def test_shared_memory_and_parameters(converted: Path, tmp_path: Path) -> None:
         convert(source, tmp_path / "half", dtype=torch.float16)
 
 
-def test_mistakes_of_folders(made: Folders, converted: Path, tmp_path: Path) -> None:
-    source, clip = made
+def test_mistakes_of_folders(karlo_files: Folders, converted: Path, tmp_path: Path) -> None:
+    source, clip = karlo_files
     (tmp_path / "empty").mkdir()
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "letter.txt").write_text("dear")
@@ -296,17 +290,17 @@ def test_mistakes_of_folders(made: Folders, converted: Path, tmp_path: Path) -> 
     assert not (tmp_path / "out").exists()
 
 
-def test_command(made: Folders, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command(karlo_files: Folders, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def call(*arguments: Path | str) -> int:
         with pytest.raises(SystemExit) as end:
             cli.main(["convert", *map(str, arguments)])
         return int(end.value.code or 0)
 
     out = tmp_path / "out"
-    assert call(made[0], "--clip", made[1], "-o", out, "--dtype", "float16") == 0
+    assert call(karlo_files[0], "--clip", karlo_files[1], "-o", out, "--dtype", "float16") == 0
     assert capsys.readouterr().out.strip() == str(out)
     assert load_file(out / "text_encoder/model.safetensors")["text_projection.weight"].dtype == torch.float16
-    assert call(made[0], "-o", tmp_path / "other") == 2
+    assert call(karlo_files[0], "-o", tmp_path / "other") == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1
     assert lines[0].startswith("error: Karlo's own files come without CLIP")

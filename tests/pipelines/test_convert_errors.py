@@ -22,26 +22,20 @@ from .original_karlo import (
     STATISTICS,
     TOKENS,
     UPSAMPLER,
+    Folders,
     State,
     prior_state,
     random_numbers,
     under,
-    write_clip,
-    write_originals,
 )
-
-Folders = tuple[Path, Path]  # kakaobrain's files, and CLIP
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Folders:
-    return write_originals(tmp_path_factory.mktemp("originals")), write_clip(tmp_path_factory.mktemp("clip"))
 
 
 @pytest.fixture
-def sources(made: Folders, tmp_path: Path) -> Folders:
+def sources(karlo_files: Folders, tmp_path: Path) -> Folders:
     """A copy to damage."""
-    return shutil.copytree(made[0], tmp_path / "originals"), shutil.copytree(made[1], tmp_path / "clip")
+    return shutil.copytree(karlo_files[0], tmp_path / "originals"), shutil.copytree(
+        karlo_files[1], tmp_path / "clip"
+    )
 
 
 class Evil:
@@ -137,9 +131,9 @@ def test_mistakes_are_one_line(sources: Folders, tmp_path: Path, mistake: str) -
     assert not (tmp_path / "out").exists()
 
 
-def test_another_clip(made: Folders, tmp_path: Path) -> None:
-    source = shutil.copytree(made[0], tmp_path / "originals")
+def test_another_clip(karlo_files: Folders, tmp_path: Path) -> None:
+    source = shutil.copytree(karlo_files[0], tmp_path / "originals")
     state = prior_state(random_numbers(0), width=128, layers=1, clip=EMBED, tokens=TOKENS + 1)
     torch.save({"state_dict": under("model", state)}, source / PRIOR)
     with pytest.raises(UserError, match="expected of CLIP 9 tokens, found 8"):
-        convert(source, tmp_path / "out", clip=made[1])
+        convert(source, tmp_path / "out", clip=karlo_files[1])

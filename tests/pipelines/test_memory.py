@@ -78,7 +78,7 @@ def test_outlines_are_not_saved(folder: Path, tmp_path: Path) -> None:
 def test_a_hub_repository_has_to_be_there_first(monkeypatch: pytest.MonkeyPatch) -> None:
     from unclip.pipelines import components
 
-    monkeypatch.setattr(components, "published_folder", lambda source, **hub: None)
+    monkeypatch.setattr(components, "published_folder", lambda source, layouts, **hub: None)
     with pytest.raises(
         UserError, match="low_memory reads from a folder, got owner/name: download the repository"
     ):

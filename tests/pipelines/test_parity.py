@@ -14,10 +14,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import DDIMScheduler
 from PIL import Image
 from torch.testing import assert_close
 
 from benchmarks import karlo_checkpoint as karlo
+from unclip.diffusion import UnCLIPScheduler
 from unclip.pipelines import UnCLIPTextToImagePipeline, UnCLIPVariationPipeline
 
 pytest.importorskip(
@@ -139,6 +141,14 @@ def test_given_latents_and_encoded_prompts(pipelines: tuple[Any, Any]) -> None:
         **FEW,
     }
     assert_same(*(pipe(**call, generator=generator()).images for pipe in (theirs, ours)))
+
+
+def test_another_scheduler_stays_in_its_place(pipelines: tuple[Any, Any]) -> None:
+    theirs = copy.copy(pipelines[0])
+    theirs.register_modules(decoder_scheduler=DDIMScheduler(clip_sample=False))
+    ours = UnCLIPTextToImagePipeline.from_diffusers(theirs)
+    assert isinstance(ours.decoder_scheduler, DDIMScheduler)
+    assert isinstance(ours.prior_scheduler, UnCLIPScheduler)
 
 
 def test_tuples(pipelines: tuple[Any, Any]) -> None:

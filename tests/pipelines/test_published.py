@@ -21,7 +21,7 @@ from unclip.errors import UserError
 from unclip.models import KarloDecoder, KarloPrior, KarloUpsampler
 from unclip.pipelines import UnCLIPTextToImagePipeline, UnCLIPVariationPipeline
 from unclip.pipelines.info import model_info
-from unclip.pipelines.published import wanted_files
+from unclip.pipelines.loading import wanted_files
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 

@@ -208,10 +208,7 @@ class FrozenCLIP(ModelMixin, ConfigMixin):
         Raises:
             ValueError: texts is empty or not a list of strings.
         """
-        if isinstance(texts, str) or not texts or not all(isinstance(t, str) for t in texts):
-            raise ValueError(
-                f"texts must be a non-empty list of strings, got {texts!r:.80}; wrap one text in a list"
-            )
+        check_texts(texts)
         if self.text_tokenizer is None:
             raise ValueError(
                 "this FrozenCLIP has no tokenizer; load it with from_pretrained or from_open_clip"
@@ -276,6 +273,14 @@ class FrozenCLIP(ModelMixin, ConfigMixin):
         """Stay without gradients."""
         super().requires_grad_(False)
         return self
+
+
+def check_texts(texts: Sequence[str]) -> None:
+    """Raise ValueError unless texts is a list of strings, at least one."""
+    if isinstance(texts, str) or not texts or not all(isinstance(t, str) for t in texts):
+        raise ValueError(
+            f"texts must be a non-empty list of strings, got {texts!r:.80}; wrap one text in a list"
+        )
 
 
 def fingerprint(architecture: Any, weights: Mapping[str, Tensor]) -> str:

@@ -27,7 +27,7 @@ from transformers import (
     CLIPVisionModelWithProjection,
 )
 
-from unclip.clip.frozen import TextEncoding, fingerprint
+from unclip.clip.frozen import TextEncoding, check_texts, fingerprint
 from unclip.clip.things import PLACES
 from unclip.errors import UserError
 
@@ -128,10 +128,7 @@ class TransformersCLIP(ModelMixin, ConfigMixin):
         Raises:
             ValueError: texts is empty or not a list of strings.
         """
-        if isinstance(texts, str) or not texts or not all(isinstance(t, str) for t in texts):
-            raise ValueError(
-                f"texts must be a non-empty list of strings, got {texts!r:.80}; wrap one text in a list"
-            )
+        check_texts(texts)
         ids, mask = self._tokens(list(texts))
         out = self.text_encoder(ids.to(self.device))
         mask = mask.to(self.device)

@@ -41,6 +41,8 @@ class Decoder(ScaledEmbeddings, ModelMixin, ConfigMixin):
     network itself only multiplies t by `time_scale` (1 for t in 0..999, 1000 for t in [0, 1]).
     """
 
+    needs_captions = False  # it has a null caption of its own
+    knows_noise_level = True
     # Those with a dimension of the embeddings' size.
     EMBED_LAYERS = ("image_to_time", "image_to_context", "image_to_map", "null_image")
 

@@ -74,6 +74,8 @@ class Upsampler(ModelMixin, ConfigMixin):
     network itself only multiplies t by `time_scale` (1 for t in 0..999, 1000 for t in [0, 1]).
     """
 
+    knows_noise_level = True
+
     @register_to_config
     def __init__(
         self,
