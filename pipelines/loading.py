@@ -107,7 +107,7 @@ def published_folder(
     given = {name: hub[name] for name in HUB_OPTIONS if name in hub}
     with loading(f"model {source}"):
         index = Path(hf_hub_download(str(source), INDEX, **given))
-        kind = read_index(index.parent).get("_class_name")
+        kind = str(read_index(index.parent).get("_class_name"))
         return fetch(str(source), hub.get("variant"), layouts[kind], **given) if kind in layouts else None
 
 

@@ -108,7 +108,7 @@ def test_wide_networks_convolve_by_winograd(given: dict[str, Tensor]) -> None:
 
     from unclip.models.winograd import WinogradConv2d
 
-    config = own_config(networks()["super_res_first"]) | {"block_out_channels": (96, 96)}
+    config = own_config(networks()["super_res_first"]) | {"block_out_channels": (192, 192)}
     torch.manual_seed(0)
     network = UNet2DModel(**config).eval()
     own = KarloUpsampler.from_diffusers(network, network, FACTOR)

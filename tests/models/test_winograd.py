@@ -22,7 +22,7 @@ from unclip.models.winograd import (
 )
 
 CHANNELS = winograd.MIN_CHANNELS
-LARGE = 24  # 36 tiles: more than MIN_TILES
+LARGE = 44  # 121 tiles, of so many channels more than MIN_WORK
 
 
 def _tensors(batch, channels, out_channels, height, width):

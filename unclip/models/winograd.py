@@ -1,4 +1,4 @@
-"""Winograd F(4x4, 3x3): the 3x3 convolutions of large networks 2.3 to 3 times as fast on a CPU, in float32.
+"""Winograd F(4x4, 3x3): the 3x3 convolutions of large networks up to 2.7 times as fast on a CPU, in float32.
 
 Four neighbouring outputs of a 3-tap filter are the coefficients of a product of two polynomials, so six products
 give them instead of twelve (Toom–Cook): evaluate both at six points, multiply, interpolate. In two dimensions 36
@@ -35,10 +35,10 @@ from torch import Tensor, nn
 
 P, Q = 5 / 8, 3 / 2  # the finite points besides 0 come in pairs, ±P and ±Q
 
-MIN_CHANNELS = 96  # with fewer, the transforms cost what the products save (measured)
-MIN_TILES = (
-    24  # with fewer, transforming the filters costs as much: a picture of 20 x 20 pixels gains already
-)
+# Measured on two threads (benchmarks/convolutions.py); below these, transforms cost what the products save.
+MIN_CHANNELS = 192
+MIN_TILES = 32
+MIN_WORK = 20_480  # tiles times channels
 WHOLE_TILES = 512  # up to here one chunk: the filters are used at once and need not be kept
 CHUNK_TILES = 256  # of larger inputs: products large enough for BLAS, chunks small enough for a 32 MB cache
 OUT_CHANNELS = 320  # transformed at a time
@@ -251,7 +251,8 @@ class WinogradConv2d(nn.Conv2d):
         if not self.may_transform(input):
             return super().forward(input)
         batch, _, height, width = input.shape
-        if batch * -(-height // 4) * -(-width // 4) >= MIN_TILES:
+        tiles = batch * -(-height // 4) * -(-width // 4)
+        if tiles >= MIN_TILES and tiles * min(self.in_channels, self.out_channels) >= MIN_WORK:
             return winograd_conv2d(input, self.weight, self.bias)
         if self.weight.numel() >= MANY_WEIGHTS and self.weight.is_contiguous():
             return unfolded_conv2d(input, self.weight, self.bias)
