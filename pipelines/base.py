@@ -24,7 +24,7 @@ from unclip.errors import UserError
 
 from .calls import Call, CallOptions, UnCLIPPipelineOutput, check_call, seeds_of
 from .components import UnCLIPComponents
-from .inputs import Settings, check_generators
+from .inputs import Settings, check_count, check_generators
 from .pictures import to_output
 from .priors import sample_prior
 from .stages import (
@@ -83,10 +83,18 @@ class UnCLIPStages(UnCLIPComponents):
         Raises:
             UserError: the generators are not one or one for each picture.
         """
+        self._check_latents_of(call, inputs * each)
         if not self.config.as_in_diffusers:
             return seeds_of(call, inputs, each)
-        check_generators(call.generator, inputs * each)
+        check_generators(call.generator, inputs * check_count(each, "num_images_per_prompt"))
         return shared_seeds(call.generator, inputs * each)
+
+    def _check_latents_of(self, call: Call, count: int) -> None:
+        """Raise UserError if the noise given for a later stage does not fit; now, not when its turn comes."""
+        sides = {name: side for side, name in self.sizes.items()}
+        for latents, stage in (("decoder_latents", "decoder"), ("upsampler_latents", "upsampler_256")):
+            if stage in sides:
+                call.noise(latents, (count, 3, sides[stage], sides[stage]))
 
     def encode(self, prompts: list[str], call: Call) -> TextEncoding:
         """Captions as the networks take them, in plain words if that is wanted."""

@@ -132,9 +132,9 @@ def test_module_by_size(convs):
         x = torch.randn(1, CHANNELS, side, side)
         assert_close(fast(x), ordinary(x), atol=1e-5, rtol=1e-5)
     with patch.object(winograd, "winograd_conv2d", wraps=winograd_conv2d) as called:
-        fast(torch.randn(1, CHANNELS, 16, 16))
+        fast(torch.randn(1, CHANNELS, 40, 40))  # 100 tiles
         called.assert_not_called()
-        fast(torch.randn(2, CHANNELS, 16, 16))
+        fast(torch.randn(2, CHANNELS, 40, 40))
         called.assert_called_once()
 
 

@@ -20,6 +20,7 @@ from torch.testing import assert_close
 
 from benchmarks import karlo_checkpoint as karlo
 from unclip.diffusion import UnCLIPScheduler
+from unclip.errors import UserError
 from unclip.pipelines import UnCLIPTextToImagePipeline, UnCLIPVariationPipeline
 
 pytest.importorskip(
@@ -141,6 +142,19 @@ def test_given_latents_and_encoded_prompts(pipelines: tuple[Any, Any]) -> None:
         **FEW,
     }
     assert_same(*(pipe(**call, generator=generator()).images for pipe in (theirs, ours)))
+
+
+@pytest.mark.parametrize("name", ["prior_latents", "decoder_latents", "super_res_latents"])
+def test_latents_of_another_shape_are_refused_before_any_stage(pipelines: tuple[Any, Any], name: str) -> None:
+    seen: list[str] = []
+
+    def look(pipe: Any, *step: Any) -> None:
+        seen.append(pipe.stage)
+
+    own = name.replace("super_res", "upsampler")
+    with pytest.raises(UserError, match=rf"{own} must be noise of shape \(1, .*, got \(2, 3\)"):
+        pipelines[1]("red apple", **{name: torch.zeros(2, 3)}, callback_on_step_end=look)
+    assert not seen
 
 
 def test_another_scheduler_stays_in_its_place(pipelines: tuple[Any, Any]) -> None:
